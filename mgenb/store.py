@@ -1,0 +1,100 @@
+"""Content-addressed files in the cache: written to a temporary file, flushed, renamed; hashes checked on reading."""
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from mgenb.errors import MgenbError
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `MGENB_CACHE`, else `$XDG_CACHE_HOME/mgenb`, else `~/.cache/mgenb`."""
+    chosen = os.environ.get("MGENB_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(chosen).expanduser() if chosen else base / "mgenb"
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """Return 20 hex digits that name `settings` (JSON values; the order of keys does not matter)."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def code_version(*files: str) -> str:
+    """Return a hash of the code in `files` that comments, docstrings and formatting do not change."""
+    digest = hashlib.sha256()
+    for name in files:
+        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    body.pop(0)
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise MgenbError(f"could not write {path}: {error.strerror or error}; free space or set MGENB_CACHE") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def lock(path: Path) -> FileLock:
+    """Return a lock for `path`, held across processes while one of them makes the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(path.name + ".lock"))
+
+
+def save_weights(path: Path, state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
+    """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_json(path.with_suffix(".json"), {**settings, "sha256": file_hash(path)})
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Load what `save_weights` wrote: the state_dict (on the CPU) and the settings.
+
+    Raises MgenbError when the file's hash is not the one in the JSON beside it.
+    """
+    settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if file_hash(path) != settings["sha256"]:
+        raise MgenbError(f"{path} does not match its recorded hash: it is damaged; delete it and run again")
+    return load_file(path), settings
