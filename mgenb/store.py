@@ -51,19 +51,26 @@ def code_version(*files: str) -> str:
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise MgenbError(f"could not write {path}: {error.strerror or error}; free space or set MGENB_CACHE") from error
+        raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> MgenbError:
+    reason = error.strerror or error
+    return MgenbError(f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,7 +85,10 @@ def _write_text(path: Path, text: str) -> None:
 
 def lock(path: Path) -> FileLock:
     """Return a lock for `path`, held across processes while one of them makes the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     return FileLock(path.with_name(path.name + ".lock"))
 
 

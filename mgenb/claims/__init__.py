@@ -1,0 +1,19 @@
+"""What the two papers claim, and the rule that turns evidence into verdicts."""
+
+from mgenb.claims.registry import Claim, get, load, registry_hash
+from mgenb.claims.verdicts import Scale, Verdict, audit, best, decide, judge, not_tested, p_value
+
+__all__ = [
+    "Claim",
+    "Scale",
+    "Verdict",
+    "audit",
+    "best",
+    "decide",
+    "get",
+    "judge",
+    "load",
+    "not_tested",
+    "p_value",
+    "registry_hash",
+]

@@ -1,0 +1,321 @@
+"""The verdict rule: what an interval says about a claim, one family of claims at a time.
+
+reproduced     the interval supports the claim
+contradicted   the interval excludes it, or any advantage that matters
+inconclusive   the interval allows both
+not tested     nothing was measured at a scale that speaks to the claim
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgenb.claims.registry import NUMBER_KINDS, Claim, get, load, registry_hash
+from mgenb.errors import MgenbError, choose
+from mgenb.stats import Estimate, Interval, holm
+
+ALPHA = 0.05
+SMALLEST_P = 1e-12
+PROFILES = ("paper", "cpu", "quick")  # best evidence first
+NOT_TESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What was run: profile ("quick", "cpu", "paper"), data variant ("official", "jpeg", "sample", ...)."""
+
+    profile: str
+    variant: str
+    dataset: str
+    arch: str
+
+    def __post_init__(self) -> None:
+        choose("profile", self.profile, PROFILES)
+
+    def __str__(self) -> str:
+        return self.profile if self.variant == "official" else f"{self.profile}, {self.variant}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim's verdict with the evidence behind it.
+
+    `low` and `high` are the 95 % interval in the claim's unit; `n` counts units of replication (`unit`);
+    `p` is the smallest level at which the claim is decided. All None where nothing was tested.
+    """
+
+    claim: Claim
+    verdict: str
+    scale: Scale
+    reason: str = ""
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    unit: str = ""
+    p: float | None = None
+
+    @property
+    def token(self) -> str:
+        """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
+        return f"{self.claim.id}: {self.verdict} [{self.scale}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as JSON data: numbers are finite or None."""
+        numbers = {name: _finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
+        return {
+            "id": self.claim.id,
+            "verdict": self.verdict,
+            "token": self.token,
+            "scale": {name: getattr(self.scale, name) for name in ("profile", "variant", "dataset", "arch")},
+            **numbers,
+            "n": self.n,
+            "unit": self.unit,
+            "margin": self.claim.margin,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
+        """Return the verdict that `to_json` wrote; the claim is looked up in today's registry."""
+        same = ("verdict", "reason", "estimate", "low", "high", "n", "unit", "p")
+        return cls(claim=get(data["id"]), scale=Scale(**data["scale"]), **{name: data[name] for name in same})
+
+
+def decide(claim: Claim, interval: Interval) -> str:
+    """Return "reproduced", "contradicted" or "inconclusive" for an interval in the claim's unit."""
+    low, high = interval
+    if claim.kind in ("comparison", "trend"):
+        # In this order: an advantage that is real but too small to matter does not reproduce the claim.
+        contradicted, reproduced = high < claim.margin, low > 0
+    elif claim.kind == "existence":
+        contradicted, reproduced = high < claim.margin, low > claim.margin
+    elif claim.kind == "bound":
+        bound = _paper_value(claim)
+        contradicted, reproduced = low > bound, high <= bound
+        if claim.direction == "above":
+            contradicted, reproduced = high < bound, low >= bound
+    elif claim.kind in ("value", "ratio", "equivalence"):
+        centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
+        least, most = centre - claim.margin, centre + claim.margin
+        contradicted, reproduced = high < least or low > most, least <= low and high <= most
+    else:
+        raise MgenbError(f"claim {claim.id!r} is a {claim.kind}; it is not judged")
+    return "contradicted" if contradicted else "reproduced" if reproduced else "inconclusive"
+
+
+def p_value(claim: Claim, estimate: Estimate) -> float:
+    """Return the smallest alpha in [1e-12, 1] at which the interval of level 1 - alpha decides the claim.
+
+    Found by bisection, which needs nested intervals; 1.0 when no level decides.
+    """
+    low, high = math.log(SMALLEST_P), math.log(1 - 1e-9)
+    if _decided(claim, estimate, math.exp(low)):
+        return SMALLEST_P
+    if not _decided(claim, estimate, math.exp(high)):
+        return 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        if _decided(claim, estimate, math.exp(middle)):
+            high = middle
+        else:
+            low = middle
+    return math.exp(high)
+
+
+def judge(
+    evidence: Mapping[str, Estimate],
+    scale: Scale | Mapping[str, Scale],
+    blocked: Mapping[str, str] | None = None,
+    differ: Mapping[str, bool] | None = None,
+) -> list[Verdict]:
+    """Return a verdict for each claim of a family (the claims of one notebook), in the order given.
+
+    `evidence` maps claim ids to estimates in the claim's unit. `scale` is what was run, one for all or one
+    for each id. `blocked` maps ids to the reason why they cannot be tested (a base model below its accuracy
+    floor). `differ` says, for an equivalence of generated and trained models, whether the generated ones
+    differ from their base at all.
+
+    Holm's step-down over the claims that can be tested, false-verdict rate at most 5 % for the family: the
+    k-th smallest p of m is held against 0.05 / (m - k + 1), and once one fails, it and the rest are
+    inconclusive.
+    """
+    blocked, differ = blocked or {}, differ or {}
+    claims = {name: get(name) for name in [*evidence, *(name for name in blocked if name not in evidence)]}
+    scales = {name: scale if isinstance(scale, Scale) else scale[name] for name in claims}
+    reasons = {name: blocked.get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
+    for name, really in differ.items():
+        if name in reasons and not really:
+            reasons[name] = reasons[name] or "generated models do not differ from the base"
+    family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
+    tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
+    return [tested.get(name) or not_tested(claims[name], scales[name], reasons[name]) for name in claims]
+
+
+def not_tested(claim: Claim, scale: Scale, reason: str) -> Verdict:
+    """Return the verdict of a claim for which there is no evidence."""
+    return Verdict(claim, NOT_TESTED, scale, reason)
+
+
+def best(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict with the best evidence: paper, cpu, quick; official data first; untested last."""
+
+    def rank(verdict: Verdict) -> tuple[bool, int, bool]:
+        untested = verdict.verdict == NOT_TESTED
+        return untested, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
+
+    ranked = sorted(verdicts, key=rank)
+    if not ranked:
+        raise MgenbError("there is no verdict to choose from")
+    return ranked[0]
+
+
+def audit(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a sceptic would ask about the records, one line each.
+
+    Lists margins that differ from today's registry, uses of the test split, and claims whose verdict flips
+    between readings of an ambiguous method or between records of one profile. A record has "stem", "profile"
+    and "result" with "registry", "claims" (Verdict.to_json), "margins", "readings" and "test_uses".
+    """
+    lines: list[str] = []
+    for record in records:
+        label = f"{record['stem']} ({record['profile']})"
+        lines += _changes(label, record["result"]) + _flips(label, record["result"])
+    seen: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for record in records:
+        for row in record["result"].get("claims", []):
+            if row["verdict"] != NOT_TESTED:
+                verdicts = seen.setdefault((row["id"], record["profile"]), {})
+                verdicts.setdefault(row["verdict"], []).append(record["stem"])
+    for (name, profile), verdicts in seen.items():
+        if len(verdicts) > 1:
+            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in verdicts.items())
+            lines.append(f"{name} flips between readings ({profile}): {told}")
+    return lines
+
+
+def _flips(label: str, result: Mapping[str, Any]) -> list[str]:
+    readings: dict[str, dict[str, str]] = {}
+    for row in result.get("readings", []):
+        readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]
+    return [
+        f"{label}: {name} flips between readings: " + ", ".join(f"{r} {v}" for r, v in verdicts.items())
+        for name, verdicts in readings.items()
+        if len(set(verdicts.values())) > 1
+    ]
+
+
+def _changes(label: str, result: Mapping[str, Any]) -> list[str]:
+    today = {claim.id: claim.margin for claim in load()}
+    lines = []
+    for name, margin in result.get("margins", {}).items():
+        if name not in today:
+            lines.append(f"{label}: claim {name} is no longer in the registry")
+        elif margin != today[name]:
+            lines.append(f"{label}: margin of {name} was {margin:g}, the registry says {today[name]:g}")
+    if not lines and result.get("registry") != registry_hash():
+        lines.append(f"{label}: made with another registry (its own margins have not changed)")
+    if uses := len(result.get("test_uses", [])):
+        lines.append(f"{label}: the test split was used {uses} time{'s' if uses > 1 else ''}")
+    return lines
+
+
+def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
+    m = len(family)
+    p = [p_value(get(name), estimate) for name, estimate in family.items()]
+    adjusted = holm(p)
+    passed = int((adjusted <= ALPHA).sum())
+    for (name, estimate), p_own, p_adjusted in zip(family.items(), p, adjusted, strict=True):
+        decided = bool(p_adjusted <= ALPHA)
+        # A comparison can turn from "above 0" to "below the margin" as its interval shrinks. So it is
+        # read at the family's strictest level, or at the first level that decides it.
+        alpha = max(p_own, ALPHA / m) if decided else ALPHA / (m - passed)
+        yield _verdict(get(name), estimate, scales[name], p_own, 1 - alpha, decided)
+
+
+def _verdict(
+    claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool
+) -> Verdict:
+    interval = estimate.interval(level)
+    verdict = decide(claim, interval) if decided else "inconclusive"
+    notes = []
+    if verdict == "inconclusive":
+        notes.append(_what_it_takes(claim, estimate, interval))
+    elif verdict == "contradicted" and claim.kind in ("comparison", "trend"):
+        notes.append("a disadvantage" if interval[1] < 0 else "no relevant advantage")
+    if not _at_paper_scale(claim, scale):
+        notes.append(f"at reduced scale: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
+    low, high = estimate.interval(0.95)
+    return Verdict(
+        claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p
+    )
+
+
+def _obstacle(claim: Claim, scale: Scale) -> str:
+    """Say why the claim cannot be judged at this scale; "" when it can."""
+    if claim.kind == "setting":
+        return "a setting of the paper's experiments is not judged"
+    if claim.kind in NUMBER_KINDS:
+        if not claim.transcribed or claim.paper_value is None:
+            return "the paper's number is not transcribed"
+        if not _at_paper_scale(claim, scale):
+            return f"needs the paper's own scale: {_about(claim)}, profile paper"
+    return ""
+
+
+def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
+    """Whether profile, dataset and network are the paper's; what is not known of them never matches."""
+    wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
+    return scale.profile == "paper" and all(paper in ("any", ours) for paper, ours in wanted)
+
+
+def _about(claim: Claim) -> str:
+    dataset, arch = (claim.scale.get(key, "not transcribed") for key in ("dataset", "arch"))
+    return f"dataset {dataset}, network {arch}"
+
+
+def _what_it_takes(claim: Claim, estimate: Estimate, interval: Interval) -> str:
+    """Tell the smallest effect that this design could have seen, and about how much more data decides."""
+    half = (interval[1] - interval[0]) / 2
+    if not math.isfinite(half):
+        return f"{estimate.n} {estimate.unit} give no interval; more are needed"
+    smallest = half if claim.kind in ("comparison", "trend", "bound") else half + claim.margin
+    told = f"could have seen an effect of {smallest:.2g} {claim.unit}".rstrip()
+    reach = _reach(claim, estimate.estimate)
+    if reach <= 0:
+        return f"{told}; the estimate lies on the boundary, which more {estimate.unit} may not leave"
+    needed = max(_round_up(estimate.n * (half / reach) ** 2), estimate.n + 1)
+    return f"{told}; about {needed} {estimate.unit} would decide it"
+
+
+def _reach(claim: Claim, value: float) -> float:
+    """Return the widest half-width at which an interval around `value` still decides the claim."""
+    if claim.kind in ("comparison", "trend"):
+        return max(value, claim.margin - value)
+    if claim.kind == "existence":
+        return abs(value - claim.margin)
+    if claim.kind == "bound":
+        return abs(value - _paper_value(claim))
+    centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
+    return abs(claim.margin - abs(value - centre))
+
+
+def _round_up(number: float) -> int:
+    """Round up to 2 significant digits."""
+    step = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / step) * step
+
+
+def _decided(claim: Claim, estimate: Estimate, alpha: float) -> bool:
+    return decide(claim, estimate.interval(1 - alpha)) != "inconclusive"
+
+
+def _paper_value(claim: Claim) -> float:
+    if claim.paper_value is None:
+        raise MgenbError(f"claim {claim.id!r} has no paper value: not transcribed")
+    return claim.paper_value
+
+
+def _finite(number: float | None) -> float | None:
+    return None if number is None or not math.isfinite(number) else float(number)

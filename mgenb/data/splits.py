@@ -1,0 +1,171 @@
+"""What a dataset is made of: open splits, the sealed test split, and stratified draws that respect groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.seeds import numpy_generator
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one role ("train", "val"; "test" only from `SealedSplit.unseal`), in the order of the source.
+
+    images: uint8 [n, channels, h, w]; labels: int64 [n]; groups: int64 [n]. Images of one group (a GTSRB
+    track) always stand on one side of a split; elsewhere each image is its own group.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    groups: torch.Tensor
+    role: str
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the split with its three tensors on `device`."""
+        images, labels, groups = (tensor.to(device) for tensor in (self.images, self.labels, self.groups))
+        return Split(images, labels, groups, self.role)
+
+    def take(self, n: int, seed: int) -> "Split":
+        """Return a stratified random subset of `n` images; MgenbError when n < 1 or n > len(self)."""
+        rng = numpy_generator(seed, "take", self.role)
+        index = torch.from_numpy(subset(self.labels.cpu().numpy(), n, rng, f"take({n}) of {self.role}"))
+        index = index.to(self.images.device)
+        return Split(self.images[index], self.labels[index], self.groups[index], self.role)
+
+
+class SealedSplit:
+    """The test images. They can be counted and moved, and seen only through `unseal`, which keeps count."""
+
+    def __init__(self, split: Split, uses: list[str] | None = None) -> None:
+        self._split = split
+        self.uses: list[str] = [] if uses is None else uses
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __repr__(self) -> str:
+        return f"SealedSplit({len(self)} images, {len(self.uses)} uses)"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("images", "labels", "groups", "take"):
+            raise SealedSplitError(f"the test split is sealed: use run.final_test(models) instead of .{name}")
+        raise AttributeError(f"SealedSplit has no attribute {name!r}")
+
+    def unseal(self, reason: str) -> Split:
+        """Return the test images as a Split of role "test" and note `reason` in `uses`."""
+        if not reason.strip():
+            raise SealedSplitError("unsealing the test split needs a reason, or use run.final_test(models)")
+        self.uses.append(reason)
+        return self._split
+
+    def to(self, device: torch.device | str) -> "SealedSplit":
+        """Return the sealed split on `device`; both share one list of uses."""
+        return SealedSplit(self._split.to(device), self.uses)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset in memory. `variant` is official, jpeg, subset, sample or user.
+
+    In the few-shot sets (omniglot, cifar_fs, mini_imagenet) the splits have different classes: `classes`
+    are those of train, and the labels of test (and of a given val) count the classes of their own split.
+    `digest` names pixels, labels and the choice of images in all three splits.
+    """
+
+    name: str
+    variant: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: SealedSplit
+    source: str
+    digest: str
+    seed: int
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.train.images.shape[2]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Return the dataset with all splits on `device`."""
+        train, val, test = self.train.to(device), self.val.to(device), self.test.to(device)
+        return replace(self, train=train, val=val, test=test)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record keeps of the dataset, as JSON values."""
+        return {
+            "name": self.name,
+            "variant": self.variant,
+            "source": self.source,
+            "digest": self.digest,
+            "counts": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
+            "classes": self.num_classes,
+            "seed": self.seed,
+        }
+
+
+def allocate(counts: IntArray, n: int, rng: np.random.Generator) -> IntArray:
+    """Return int64 shares of `n` in proportion to `counts` (largest remainder, ties at random).
+
+    They add up to n and no share is above its count (n must not be above the sum of counts).
+    """
+    shares, remainders = np.divmod(counts * n, counts.sum())
+    shuffled = rng.permutation(len(counts))
+    order = shuffled[np.argsort(-remainders[shuffled], kind="stable")]
+    shares[order[: n - shares.sum()]] += 1
+    return shares
+
+
+def subset(labels: IntArray, n: int, rng: np.random.Generator, what: str) -> IntArray:
+    """Return sorted indices (int64 [n]) of a stratified random subset; errors name the request `what`."""
+    if n < 1:
+        raise MgenbError(f"{what}: the number of images must be at least 1")
+    if n > len(labels):
+        raise MgenbError(f"{what}: only {len(labels)} images are available")
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = allocate(counts, n, rng)
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, shares, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def split_indices(
+    labels: IntArray, groups: IntArray, fraction: float, rng: np.random.Generator, names: Sequence[str]
+) -> tuple[IntArray, IntArray]:
+    """Return (train, val) indices, sorted int64: about `fraction` of each class in val, whole groups only.
+
+    Raises MgenbError when `fraction` is not between 0 and 1 or a class (called `names[label]`) has one group.
+    """
+    if not 0 < fraction < 1:
+        raise MgenbError(f"val_fraction is {fraction}: it must lie between 0 and 1, both excluded")
+    classes, counts = np.unique(labels, return_counts=True)
+    targets = allocate(counts, round(fraction * len(labels)), rng)
+    in_val = np.zeros(len(labels), dtype=bool)
+    for label, target in zip(classes, targets, strict=True):
+        members = np.flatnonzero(labels == label)
+        found, sizes = np.unique(groups[members], return_counts=True)
+        if len(found) < 2:
+            raise MgenbError(
+                f"class {names[label]} of train has one image or track; train and val need one each"
+            )
+        order = rng.permutation(len(found))
+        taken = 1 + int(np.argmin(np.abs(np.cumsum(sizes[order]) - target)))
+        chosen = found[order[: min(taken, len(found) - 1)]]
+        in_val[members] = np.isin(groups[members], chosen)
+    return np.flatnonzero(~in_val), np.flatnonzero(in_val)

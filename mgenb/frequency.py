@@ -1,0 +1,231 @@
+"""Weights in the frequency domain (MGE): DCT, bands, energy, and which part is called unimportant.
+
+A *layer* is one weight tensor W. Two readings of "the DCT of the weights": `flat` takes the tensor as one
+vector, `kernel` transforms the last two axes of a convolution, or both axes of a matrix.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+
+from mgenb.errors import MgenbError, choose
+from mgenb.seeds import torch_generator
+
+TRANSFORMS = ("flat", "kernel")
+BANDS = ("low", "mid", "high")
+SELECTIONS = ("energy", "high", "fig7", "random", "magnitude", "largest")
+DOMAINS = ("coefficients", "weights")
+FIG7_SHARE = 0.1  # Fig. 7: ten per cent of a band is set to zero in each layer
+
+
+def weight_names(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the weight tensors of convolutions and matrices; biases and BatchNorm are left out."""
+    return [name for name, tensor in state.items() if tensor.ndim >= 2 and tensor.is_floating_point()]
+
+
+def dct(x: torch.Tensor) -> torch.Tensor:
+    """Return the orthonormal DCT-II over the last axis, in the dtype and on the device of `x` (float, [..., n]).
+
+    Makhoul 1980: one FFT of length n of the even samples followed by the odd ones reversed.
+    """
+    n = x.shape[-1]
+    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
+    spectrum = torch.fft.fft(v) * _twiddle(n, x)
+    return spectrum.real * _norms(n, x)
+
+
+def idct(c: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of `dct` over the last axis (the orthonormal DCT-III)."""
+    n = c.shape[-1]
+    scaled = c / _norms(n, c)
+    mirrored = torch.cat([torch.zeros_like(scaled[..., :1]), scaled[..., 1:].flip(-1)], -1)
+    spectrum = torch.complex(scaled, -mirrored) * _twiddle(n, c).conj()
+    v = torch.fft.ifft(spectrum).real
+    x = torch.empty_like(c)
+    x[..., ::2], x[..., 1::2] = v[..., : (n + 1) // 2], v[..., (n + 1) // 2 :].flip(-1)
+    return x
+
+
+def _twiddle(n: int, like: torch.Tensor) -> torch.Tensor:
+    angle = -math.pi / (2 * n) * torch.arange(n, device=like.device, dtype=torch.float64)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex(like[:0], like[:0]).dtype)
+
+
+def _norms(n: int, like: torch.Tensor) -> torch.Tensor:
+    norms = torch.full((n,), math.sqrt(2 / n), device=like.device, dtype=like.dtype)
+    norms[0] = math.sqrt(1 / n)
+    return norms
+
+
+def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | None:
+    """Return the order of `shuffled:K` (int64 [numel]), None for the other transforms."""
+    kind, _, index = transform.partition(":")
+    if kind != "shuffled" or not index.isdigit():
+        choose("transform", transform, (*TRANSFORMS, "shuffled:0"))
+        return None
+    return torch.randperm(weight.numel(), generator=torch_generator(int(index), "order")).to(weight.device)
+
+
+def to_coefficients(weight: torch.Tensor, transform: str) -> torch.Tensor:
+    """Return the DCT coefficients of one layer, in the layer's own shape (for `flat`, row after row).
+
+    `shuffled:K` is `flat` after reading the elements in the K-th random order: the control for `flat`, whose
+    order is arbitrary. Raises MgenbError for an unknown transform.
+    """
+    order = _order(weight, transform)
+    if order is not None:
+        return dct(weight.reshape(-1)[order]).reshape(weight.shape)
+    if transform == "flat":
+        return dct(weight.reshape(-1)).reshape(weight.shape)
+    return dct(dct(weight).transpose(-1, -2)).transpose(-1, -2)
+
+
+def to_weights(coefficients: torch.Tensor, transform: str) -> torch.Tensor:
+    """Return the inverse of `to_coefficients`."""
+    order = _order(coefficients, transform)
+    if order is not None:
+        weight = torch.empty_like(coefficients).reshape(-1)
+        weight[order] = idct(coefficients.reshape(-1))
+        return weight.reshape(coefficients.shape)
+    if transform == "flat":
+        return idct(coefficients.reshape(-1)).reshape(coefficients.shape)
+    return idct(idct(coefficients.transpose(-1, -2)).transpose(-1, -2))
+
+
+def change_coefficients(
+    weight: torch.Tensor, mask: torch.Tensor, values: torch.Tensor | float, transform: str
+) -> torch.Tensor:
+    """Return the layer whose coefficients under `mask` (bool, the layer's shape) become `values`.
+
+    Computed as W plus the inverse DCT of the change, so that no change gives back W bit for bit.
+    """
+    old = to_coefficients(weight, transform)
+    change = torch.where(mask, values - old, torch.zeros_like(old))
+    return weight + to_weights(change, transform)
+
+
+def zero_band(weight: torch.Tensor, band: str, count: int, *, transform: str, seed: int) -> torch.Tensor:
+    """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6).
+
+    Raises MgenbError when the band has fewer.
+    """
+    inside = band_mask(weight.shape, transform, band)
+    mask = random_part(inside, count, torch_generator(seed, "zero band", band)).to(weight.device)
+    return change_coefficients(weight, mask, 0.0, transform)
+
+
+def smallest_band(shape: torch.Size, transform: str) -> int:
+    """Return the size of the smallest band: with at most that many, all bands can be changed by equal counts."""
+    return min(int(band_mask(shape, transform, band).sum()) for band in BANDS)
+
+
+def change_layers(
+    state: Mapping[str, torch.Tensor], change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return `state` with `change(name, weight)` in place of every weight layer."""
+    layers = {name: change(name, state[name]) for name in weight_names(state)}
+    return {**state, **layers}
+
+
+def frequency_of(shape: torch.Size, transform: str) -> torch.Tensor:
+    """Return each coefficient's frequency in [0, 1], float32 in `shape`.
+
+    `flat`: the index over the length. `kernel`: the radius sqrt((u² + v²) / 2), u and v in [0, 1] along the axes.
+    """
+    if transform != "kernel":
+        n = math.prod(shape)
+        return (torch.arange(n, dtype=torch.float64) / n).float().reshape(shape)
+    rows, columns = (torch.arange(n) / max(n - 1, 1) for n in shape[-2:])
+    radius = torch.sqrt((rows[:, None] ** 2 + columns[None, :] ** 2) / 2)
+    return radius.expand(shape).contiguous()
+
+
+def band_mask(shape: torch.Size, transform: str, band: str) -> torch.Tensor:
+    """Return which coefficients lie in a third of the frequency range: 'low', 'mid' or 'high' (bool, `shape`)."""
+    third = BANDS.index(choose("band", band, BANDS))
+    bands = (frequency_of(shape, transform) * 3).floor().clamp(max=2)
+    return bands == third
+
+
+def random_part(mask: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return a mask of `count` positions drawn at random from those set in `mask`. Raises MgenbError if there are fewer."""
+    places = mask.reshape(-1).nonzero().squeeze(1)
+    if not 0 <= count <= len(places):
+        raise MgenbError(f"cannot choose {count} positions of {len(places)}")
+    chosen = places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
+    return _mask_of(mask.shape, chosen)
+
+
+def _mask_of(shape: torch.Size, places: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=places.device)
+    mask[places] = True
+    return mask.reshape(shape)
+
+
+def smallest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a mask of the `count` smallest magnitudes in `values`."""
+    return _mask_of(values.shape, values.abs().reshape(-1).topk(count, largest=False, sorted=False).indices)
+
+
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a mask of the `count` largest magnitudes in `values`."""
+    return ~smallest(values, values.numel() - count)
+
+
+def unimportant_count(values: torch.Tensor, energy_share: float) -> int:
+    """Return how many of the smallest `values` lie outside the fewest that hold `energy_share` of the energy.
+
+    `energy_share` is the paper's t in [0, 1]; t = 1 returns 0 even where values are 0.
+    """
+    if not 0 <= energy_share <= 1:
+        raise MgenbError(f"the energy share t is {energy_share}; right is a number from 0 to 1")
+    if energy_share == 1:
+        return 0
+    energy = values.double().square().reshape(-1).sort(descending=True).values.cumsum(0)
+    kept = int(torch.searchsorted(energy, energy_share * energy[-1])) + 1 if energy_share else 0
+    return values.numel() - min(kept, values.numel())
+
+
+def select(
+    weight: torch.Tensor,
+    selection: str,
+    count: int,
+    *,
+    domain: str = "coefficients",
+    transform: str = "flat",
+    band: str = "mid",
+    seed: int = 0,
+) -> torch.Tensor:
+    """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
+
+    The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
+    the upper share is called important; `fig7`, the weights that change most when a tenth of `band` is zeroed.
+    Controls of the same size: `random`, `magnitude` (smallest) and `largest`, in `domain`.
+    Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
+    """
+    choose("selection", selection, SELECTIONS)
+    choose("domain", domain, DOMAINS)
+    if not 0 <= count <= weight.numel():
+        raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
+    natural = {"energy": "coefficients", "high": "coefficients", "fig7": "weights"}.get(selection, domain)
+    if domain != natural:
+        raise MgenbError(f"selection {selection!r} is about {natural}; set domain={natural!r}")
+    if selection == "random":
+        everywhere = torch.ones_like(weight, dtype=torch.bool)
+        return random_part(everywhere, count, torch_generator(seed, "random selection"))
+    if selection == "high":
+        order = frequency_of(weight.shape, transform).reshape(-1).argsort(stable=True)
+        return _mask_of(weight.shape, order[:count].to(weight.device))
+    if selection == "fig7":
+        return largest(fig7_change(weight, band, transform, seed), count)
+    values = to_coefficients(weight, transform) if domain == "coefficients" else weight
+    return largest(values, count) if selection == "largest" else smallest(values, count)
+
+
+def fig7_change(weight: torch.Tensor, band: str, transform: str, seed: int) -> torch.Tensor:
+    """Return how much each weight changes (absolute) when a random tenth of `band` is set to zero (Fig. 7)."""
+    inside = band_mask(weight.shape, transform, band)
+    count = round(FIG7_SHARE * int(inside.sum()))
+    mask = random_part(inside, count, torch_generator(seed, "fig7", band)).to(weight.device)
+    return (change_coefficients(weight, mask, 0.0, transform) - weight).abs()

@@ -1,0 +1,80 @@
+"""The notebooks: what each reproduces, what it costs, and each profile's defaults (`notebooks.toml`)."""
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mgenb.errors import MgenbError, choose, nearest
+
+PROFILES = ("quick", "cpu", "paper")
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook: file stem, title, what it reproduces, a cost per profile, and defaults per profile."""
+
+    stem: str
+    title: str
+    reproduces: str
+    cost: dict[str, str]
+    profiles: dict[str, dict[str, Any]]
+
+    def defaults(self, profile: str) -> dict[str, Any]:
+        """Return the defaults of a profile; MgenbError names the known profiles."""
+        return self.profiles[choose("profile", profile, PROFILES)]
+
+
+@cache
+def notebooks() -> tuple[Notebook, ...]:
+    """Return every notebook of the catalogue in order."""
+    table = tomllib.loads(files("mgenb.lab").joinpath("notebooks.toml").read_text(encoding="utf-8"))
+    return tuple(
+        Notebook(stem, entry["title"], entry["reproduces"], entry["cost"], {p: entry[p] for p in PROFILES})
+        for stem, entry in table.items()
+    )
+
+
+def find(wanted: str) -> Notebook:
+    """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
+    for notebook in notebooks():
+        number = notebook.stem.split("_")[0]
+        if wanted in (notebook.stem, f"{notebook.stem}.ipynb", number) or wanted.zfill(2) == number:
+            return notebook
+    known = [notebook.stem for notebook in notebooks()]
+    raise MgenbError(f"no notebook {wanted!r}{nearest(wanted, known)}; known: {', '.join(known)}")
+
+
+def project_root() -> Path:
+    """Return the folder that holds `notebooks/`: the nearest above the working directory, or beside the package."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise MgenbError("no notebooks here: run this inside a checkout of the repository")
+
+
+def output_dir(profile: str) -> Path:
+    """Return where records and figures go: `MGENB_OUT`, else `runs/<profile>` in the project."""
+    chosen = os.environ.get("MGENB_OUT")
+    return Path(chosen) if chosen else project_root() / "runs" / profile
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record; MgenbError when it is not one."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["stem"], record["profile"], record["result"]["claims"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MgenbError(f"{path} is not a record ({error}); make it again with `mgenb run`") from error
+    return record
+
+
+def committed_records() -> list[dict[str, Any]]:
+    """Return the records in `figures/<profile>/`, in the order of profiles and stems."""
+    folder = project_root() / "figures"
+    return [read_record(path) for profile in PROFILES for path in sorted((folder / profile).glob("*.json"))]

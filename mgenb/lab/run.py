@@ -1,0 +1,262 @@
+"""The context of one notebook run: settings, data, base networks, evidence, verdicts, and the record."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import mgenb
+from mgenb import claims, data, population, seeds, stats, store, training
+from mgenb.errors import MgenbError, nearest
+from mgenb.lab import catalog, figures
+
+Candidate = tuple[nn.Module, Mapping[str, torch.Tensor] | None]
+
+
+def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
+    """Resolve profile, device and parameters of the notebook `stem`, print them, and return the run.
+
+    A parameter given as 0, 0.0 or "" takes the profile's value. Raises MgenbError for an unknown profile,
+    parameter or device, a negative seed, or a value of the wrong type.
+    """
+    notebook = catalog.find(stem)
+    defaults = notebook.defaults(profile)
+    if not isinstance(seed, int) or seed < 0:
+        raise MgenbError(f"seed is {seed!r}; right is a whole number of at least 0")
+    settings = dict(defaults)
+    for name, value in own.items():
+        if name not in defaults:
+            raise MgenbError(f"{stem} has no parameter {name!r}{nearest(name, defaults)}")
+        if value not in (0, ""):
+            settings[name] = _as_type(name, value, type(defaults[name]))
+    figures.use_style()
+    run = Run(notebook, profile, seed, _device(device), settings)
+    print(f"{stem}: profile {profile}, seed {seed}")
+    for name, value in settings.items():
+        print(f"  {name} = {value}")
+    print(f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
+    return run
+
+
+def _as_type(name: str, value: Any, wanted: type) -> Any:
+    if isinstance(value, str) and wanted in (int, float):
+        try:
+            value = float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            raise MgenbError(f"{name} is {value!r}; right is a number ({wanted.__name__})") from None
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if wanted is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
+        raise MgenbError(f"{name} is {value!r}; right is a value of type {wanted.__name__}")
+    if wanted in (int, float) and value < 0:
+        raise MgenbError(f"{name} is {value!r}; right is a positive number (0 for the profile's value)")
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MgenbError(f"device {name!r} cannot be used here; try device='auto' or 'cpu'") from error
+    return device
+
+
+class Run:
+    """One run of a notebook; made by `start`. `s` holds the resolved settings."""
+
+    def __init__(
+        self,
+        notebook: catalog.Notebook,
+        profile: str,
+        seed: int,
+        device: torch.device,
+        settings: dict[str, Any],
+    ) -> None:
+        self.notebook, self.profile, self.seed, self.device = notebook, profile, seed, device
+        self.s = SimpleNamespace(**settings)
+        self.settings = settings
+        self._began = time.monotonic()
+        self._estimates: dict[str, stats.Estimate] = {}
+        self._differ: dict[str, bool] = {}
+        self._blocked: dict[str, str] = {}
+        self._scale: claims.Scale | None = None
+        self._verdicts: list[claims.Verdict] = []
+        self._figures: list[str] = []
+        self._result: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}, "test_uses": [], "bases": [], "readings": []}
+
+    def load(self, name: str = "", train: int = 0) -> data.Dataset:
+        """Return the settings' dataset (or `name`) on the device, with `train` images instead of the settings'.
+
+        The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
+        same on every machine. A limit of 0 means all there are.
+        """
+        s, name = self.s, name or self.s.dataset
+        quick = self.profile == "quick" and name in data.NAMES
+        dataset = data.load(
+            name,
+            source="samples" if quick else "auto",
+            seed=self.seed,
+            train_limit=train or s.train or None,
+            val_limit=s.val or None,
+            test_limit=s.test or None,
+            download=not quick,
+        ).to(self.device)
+        counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
+        print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
+        self._result["data"].append(dataset.describe())
+        return dataset
+
+    def bases(
+        self, dataset: data.Dataset, arch: str = "", epochs: int = 0, count: int = 0, floor: float = 0.0
+    ) -> list[nn.Module]:
+        """Return trained base networks, each from a seed of its own; what is left out comes from the settings.
+
+        The first call says at which scale the verdicts are. Below `floor` (validation accuracy in percent) of
+        its networks every claim of the run is *not tested*: a broken base proves nothing.
+        """
+        s = self.s
+        arch, epochs, count, floor = arch or s.arch, epochs or s.epochs, count or s.bases, floor or s.floor
+        base_seeds = [seeds.derive(self.seed, "base", index) for index in range(count)]
+        nets = [training.trained(arch, dataset, recipe=s.recipe, epochs=epochs, seed=one) for one in base_seeds]
+        accuracies = [population.accuracy(net, dataset.val) for net in nets]
+        self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
+        fine = min(accuracies) >= floor
+        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
+        if self._scale is None:
+            self._scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch)
+            if not fine:
+                reason = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
+                self._blocked = {claim.id: reason for claim in self._claims()}
+        return nets
+
+    def final_test(self, dataset: data.Dataset, models: Mapping[str, Candidate]) -> dict[str, torch.Tensor]:
+        """Return label -> which test images are right (bool [n], CPU): the one look at the sealed test split.
+
+        `models` maps a label to (network, state_dict or None). The look is counted and stands in the record.
+        """
+        if not models:
+            raise MgenbError("final_test was given no models")
+        reason = f"{self.notebook.stem}: {len(models)} models"
+        test = dataset.test.unseal(reason)
+        self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
+        return {label: population.correct(net, test, state) for label, (net, state) in models.items()}
+
+    def mechanism(self, name: str, value: object) -> None:
+        """Print and record a fact of the method that holds at any scale; nbval compares it."""
+        self._result["mechanism"][name] = value
+        print(f"mechanism {name}: {value}")
+
+    def evidence(self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None) -> None:
+        """Record what was measured for a claim; `differ`: whether the generated models differ from their base."""
+        claims.get(claim_id)
+        self._estimates[claim_id] = estimate
+        if differ is not None:
+            self._differ[claim_id] = differ
+
+    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
+        """Record what another reading of the ambiguous method measured for a claim."""
+        low, high = estimate.interval()
+        entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, "low": low, "high": high}
+        verdict = claims.decide(claims.get(claim_id), (low, high))
+        self._result["readings"].append({**entry, "verdict": verdict})
+
+    def readings_table(self) -> pd.DataFrame:
+        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
+        return pd.DataFrame(self._result["readings"]).set_index(["claim", "reading"]).round(2)
+
+    def paper_says(self) -> None:
+        """Print the claims of this notebook, from the registry."""
+        for claim in self._claims():
+            print(f"{claim.id} ({claim.where}, {claim.kind}, margin {claim.margin:g} {claim.unit})")
+            print(f"    {claim.statement}")
+
+    def _claims(self) -> list[claims.Claim]:
+        return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
+
+    def verdicts(self) -> None:
+        """Judge the evidence as one family (Holm) and print one token a claim."""
+        if self._scale is None:
+            raise MgenbError("no base networks were made: call run.bases before run.verdicts")
+        self._verdicts = claims.judge(
+            self._estimates, self._scale, blocked=self._blocked, differ=self._differ
+        )
+        for verdict in self._verdicts:
+            print(verdict.token)
+
+    def claims_table(self) -> pd.DataFrame:
+        """Return paper against measured, a row a claim of this notebook."""
+        judged = {verdict.claim.id: verdict for verdict in self._verdicts}
+        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index("claim")
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Record a table of results under `name` and return it for display."""
+        self._result["tables"][name] = frame.reset_index().to_dict(orient="records")
+        return frame
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Caption, save and record a figure; a notebook shows it because the cell drew it."""
+        text = f"profile {self.profile}"
+        if self._scale is not None:
+            text += f", {self._scale.arch} on {self._scale.dataset} [{self._scale.variant}]"
+        figures.caption(figure, text)
+        file = f"{self.notebook.stem}-{name}.png"
+        figures.save(figure, catalog.output_dir(self.profile) / file)
+        self._figures.append(file)
+
+    def finish(self) -> None:
+        """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
+        path = catalog.output_dir(self.profile) / f"{self.notebook.stem}.json"
+        margins = {claim.id: claim.margin for claim in self._claims()}
+        result = {
+            "seed": self.seed,
+            "settings": self.settings,
+            "registry": claims.registry_hash(),
+            "margins": margins,
+            "claims": [verdict.to_json() for verdict in self._verdicts],
+            **self._result,
+        }
+        named = {"stem": self.notebook.stem, "profile": self.profile}
+        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": self._context()})
+        print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
+        print(f"written to {path.parent}", file=sys.stderr)
+
+    def _context(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "mgenb": mgenb.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._began, 1),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+
+
+def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, object]:
+    paper = "not transcribed" if claim.paper_value is None and claim.kind == "value" else claim.paper_value
+    row: dict[str, object] = {"claim": claim.id, "paper": claim.where, "statement": claim.statement}
+    row["paper value"] = "" if paper is None else paper
+    if verdict is None or verdict.estimate is None:
+        return {**row, "measured": "", "n": "", "verdict": verdict.verdict if verdict else "not tested", "why": ""}
+    low, high = verdict.low, verdict.high
+    row["measured"] = f"{verdict.estimate:.2f} [{low:.2f}, {high:.2f}] {claim.unit}"
+    return {**row, "n": f"{verdict.n} {verdict.unit}", "verdict": verdict.verdict, "why": verdict.reason}

@@ -1,0 +1,73 @@
+"""Networks by name: `build(arch, channels, size, classes)` returns a classifier for uint8 or [0, 1] images."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mgenb.errors import MgenbError, choose
+from mgenb.nets.lenet import lenet
+from mgenb.nets.resnet import resnet18
+from mgenb.nets.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
+
+SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
+
+ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
+    "lenet": lenet,
+    "vgg11": vgg11,
+    "vgg11_bn": vgg11_bn,
+    "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+    "resnet18": resnet18,
+}
+
+
+class Normalise(nn.Module):
+    """Scale uint8 images to [0, 1], pad to 32 x 32 and normalise each channel; a layer, so attacks see [0, 1]."""
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map [n, channels, h, w] (uint8, or float in [0, 1]) to normalised float32 [n, channels, 32, 32]."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        margin = (SIZE - x.shape[-1]) // 2
+        if margin:
+            x = functional.pad(x, (margin,) * 4)
+        return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def build(
+    arch: str,
+    channels: int,
+    size: int,
+    classes: int,
+    mean: torch.Tensor | None = None,
+    std: torch.Tensor | None = None,
+) -> nn.Sequential:
+    """Return `Sequential(normalise, net)`: images [n, channels, size, size] to logits [n, classes].
+
+    `mean` and `std` (float [channels], of pixels in [0, 1]) default to 0.5 and 0.25.
+    The weights are drawn from torch's global generator. Raises MgenbError for an unknown architecture,
+    channels other than 1 or 3, a size other than 28 or 32, or fewer than two classes.
+    """
+    choose("architecture", arch, ARCHITECTURES)
+    if channels not in (1, 3) or size not in (28, 32) or classes < 2:
+        raise MgenbError(
+            f"{arch} takes 1 or 3 channels, 28 or 32 pixels and at least 2 classes;"
+            f" got {channels} channels, {size} pixels, {classes} classes"
+        )
+    mean = torch.full((channels,), 0.5) if mean is None else mean
+    std = torch.full((channels,), 0.25) if std is None else std
+    parts = OrderedDict(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
+    return nn.Sequential(parts)
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in net.parameters())

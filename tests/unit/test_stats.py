@@ -1,0 +1,175 @@
+"""Intervals cover what they promise, and say nothing where too little was measured."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy
+
+from mgenb import stats
+from mgenb.errors import MgenbError
+
+RUNS = 1000
+
+
+def coverage(
+    draw: Callable[[np.random.Generator], stats.Estimate], truth: float, level: float = 0.95
+) -> float:
+    rng = np.random.default_rng(0)
+    intervals = [draw(rng).interval(level) for _ in range(RUNS)]
+    return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [3, 10])
+def test_mean_covers(n: int, level: float) -> None:
+    assert coverage(lambda rng: stats.mean(rng.normal(2, 5, n)), 2, level) == pytest.approx(level, abs=0.03)
+
+
+def test_mean_equals_scipy() -> None:
+    x = [1.0, 2.5, 3.0, 7.0]
+    expected = scipy.stats.t.interval(0.9, 3, np.mean(x), scipy.stats.sem(x))
+    assert stats.mean(x).interval(0.9) == pytest.approx(expected)
+
+
+def test_two_seeds_have_no_interval() -> None:
+    assert stats.mean([1.0, 1.0]).interval() == (-math.inf, math.inf)
+    assert stats.ratio([1.0, 2.0], [1.0, 1.0]).interval() == (0.0, math.inf)
+
+
+def test_constant_values_have_no_width() -> None:
+    assert stats.mean([0.1, 0.1, 0.1]).interval(0.999) == (0.1, 0.1)
+
+
+def test_exact_is_its_own_interval() -> None:
+    assert stats.exact(862_154).times(1e-6).interval() == pytest.approx((0.862154, 0.862154))
+
+
+def test_paired_ignores_what_both_share() -> None:
+    rng = np.random.default_rng(1)
+    seeds = rng.normal(0, 100, 6)
+    estimate = stats.paired(seeds + 1 + rng.normal(0, 0.1, 6), seeds)
+    low, high = estimate.interval()
+    assert 0.5 < low < estimate.estimate < high < 1.5
+    assert (estimate.n, estimate.unit) == (6, "seeds")
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (8, 10, 0.49016, 0.94332), (50, 100, 0.40383, 0.59617)],
+)
+def test_wilson_known_values(k: int, n: int, low: float, high: float) -> None:
+    assert stats.proportion(k, n).interval() == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_covers() -> None:
+    assert coverage(lambda rng: stats.proportion(rng.binomial(60, 0.9), 60), 0.9) == pytest.approx(
+        0.95, abs=0.03
+    )
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.1, 0.05, 200), (0.02, 0.02, 200), (0.3, 0.1, 50)])
+def test_paired_images_cover(only_a: float, only_b: float, n: int) -> None:
+    def draw(rng: np.random.Generator) -> stats.Estimate:
+        u = rng.random(n)
+        a, b = u < 0.5 + only_a, (u < 0.5) | (u > 1 - only_b)
+        return stats.paired_images(a, b)
+
+    share = coverage(draw, 100 * (only_a - only_b))
+    assert 0.925 <= share <= 0.99
+
+
+def test_paired_images_never_certain() -> None:
+    same = stats.paired_images([True] * 100, [True] * 100)
+    low, high = same.interval()
+    assert same.estimate == 0
+    assert -5 < low < 0 < high < 5
+    assert stats.paired_images([1] * 10, [0] * 10).interval(0.999)[1] <= 100
+
+
+def test_clustered_covers_where_a_plain_mean_does_not() -> None:
+    labels = np.repeat(np.arange(5), 20)
+
+    def values(rng: np.random.Generator) -> np.ndarray:
+        return rng.normal(0, 1, 5)[labels] + rng.normal(0, 0.5, 100)
+
+    assert coverage(lambda rng: stats.clustered(values(rng), labels.tolist()), 0) == pytest.approx(
+        0.95, abs=0.03
+    )
+    assert coverage(lambda rng: stats.mean(values(rng)), 0) < 0.7
+    assert stats.clustered([1.0, 2, 3], ["a", "a", "b"]).n == 2
+
+
+def test_ratio_covers() -> None:
+    def draw(rng: np.random.Generator) -> stats.Estimate:
+        return stats.ratio(3 * np.exp(rng.normal(0, 0.3, 8)), np.exp(rng.normal(0, 0.3, 8)))
+
+    assert coverage(draw, 3) == pytest.approx(0.95, abs=0.03)
+
+
+def test_rank_correlation_covers() -> None:
+    rho = 0.6
+    truth = 6 / math.pi * math.asin(rho / 2)  # Spearman's of a bivariate normal
+
+    def draw(rng: np.random.Generator) -> stats.Estimate:
+        x = rng.normal(size=40)
+        return stats.rank_correlation(x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=40))
+
+    assert coverage(draw, truth) == pytest.approx(0.95, abs=0.03)
+
+
+def test_rank_correlation_of_few_or_constant_points() -> None:
+    assert stats.rank_correlation([1, 2, 3], [1, 2, 3]).interval() == stats.NO_INTERVAL
+    assert stats.rank_correlation(range(9), [1.0] * 9).interval() == stats.NO_INTERVAL
+    low, high = stats.rank_correlation(range(5), range(5)).interval()
+    assert 0 < low < high < 1
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        stats.mean([1.0, 2, 4]),
+        stats.proportion(3, 40),
+        stats.paired_images([1, 1, 0, 1, 1], [0, 1, 0, 1, 0]),
+        stats.ratio([1.0, 2, 3], [2.0, 2, 2]),
+        stats.rank_correlation(range(6), [1, 0, 2, 3, 5, 4]),
+    ],
+)
+def test_intervals_nest(estimate: stats.Estimate) -> None:
+    lows, highs = zip(*(estimate.interval(1 - alpha) for alpha in (1e-12, 1e-6, 0.01, 0.2, 0.9)), strict=True)
+    assert list(lows) == sorted(lows)
+    assert list(highs) == sorted(highs, reverse=True)
+
+
+def test_times_scales_everything() -> None:
+    share = stats.proportion(9, 10)
+    percent = share.times(100)
+    assert percent.estimate == pytest.approx(90)
+    assert percent.interval() == pytest.approx(tuple(100 * end for end in share.interval()))
+
+
+def test_holm_known_example() -> None:
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert stats.holm([]).size == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.mean([]),
+        lambda: stats.mean([1.0, math.nan]),
+        lambda: stats.paired([1.0], [1.0, 2.0]),
+        lambda: stats.proportion(3, 2),
+        lambda: stats.proportion(0, 0),
+        lambda: stats.paired_images([0.3, 1], [1, 1]),
+        lambda: stats.clustered([1.0, 2.0], ["a"]),
+        lambda: stats.ratio([1.0, 0.0, 2.0], [1.0, 1.0, 1.0]),
+        lambda: stats.mean([1.0, 2, 3]).interval(95),
+        lambda: stats.mean([1.0, 2, 3]).times(0),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(MgenbError):
+        call()
