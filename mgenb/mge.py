@@ -47,7 +47,7 @@ class Settings:
         choose("domain", self.domain, frequency.DOMAINS)
         choose("scale", self.scale, SCALES)
         choose("band", self.band, frequency.BANDS)
-        if self.z < 0:
+        if not 0 <= self.z < float("inf"):
             raise MgenbError(f"z is {self.z}; right is a number of at least 0 (the paper: up to 0.2)")
         if not 0 <= self.t <= 1:
             raise MgenbError(f"the energy share t is {self.t}; right is a number from 0 to 1")
@@ -94,15 +94,13 @@ def generate(base: Mapping[str, torch.Tensor], settings: Settings, seed: int) ->
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
     """
-    state = dict(base)
-    for name in frequency.weight_names(base):
-        state[name] = generate_layer(base[name], settings, derive(seed, name))
-    return state
+    return frequency.change_layers(base, lambda name, weight: generate_layer(weight, settings, derive(seed, name)))
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
     """Return the discriminator's decision: better than the base, or closer to it than `eps` (fitness in [0, 1])."""
-    return fitness > base_fitness or abs(fitness - base_fitness) < eps
+    # accuracies are fractions whose floats would let in 0.90 beside 0.95, which is not closer than 0.05
+    return fitness > base_fitness or base_fitness - fitness < eps - 1e-9
 
 
 def candidates(
@@ -112,6 +110,16 @@ def candidates(
     for index in range(count):
         candidate_seed = derive(seed, "candidate", index)
         yield candidate_seed, generate(base, settings, candidate_seed)
+
+
+def noise_of_same_norm(base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor], seed: int) -> State:
+    """Return `base` plus Gaussian noise whose norm in each weight layer is that of `changed - base`: the control."""
+
+    def layer(name: str, weight: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(weight.shape, generator=torch_generator(seed, "noise", name)).to(weight)
+        return weight + noise * (changed[name] - weight).norm() / noise.norm()
+
+    return frequency.change_layers(base, layer)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Estimate:
         low, high = self.bounds(level)
         return float(low), float(high)
 
+    def __str__(self) -> str:
+        """Return 'estimate [low, high]' at 95 %, rounded to a tenth."""
+        low, high = self.interval()
+        return f"{self.estimate:.1f} [{low:.1f}, {high:.1f}]"
+
     def times(self, factor: float) -> "Estimate":
         """Return the estimate in another unit of measurement, e.g. times(100) for percent; factor > 0."""
         if factor <= 0:
@@ -168,6 +173,33 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, unit: str = "points") -> Estima
         return math.tanh(z - half), math.tanh(z + half)
 
     return Estimate(r, n, unit, "Fisher z interval", bounds)
+
+
+def surge(values: ArrayLike, bins: int = 100) -> float:
+    """Return the p-value of a surge: one narrow bin that holds more values than its neighbours tell.
+
+    The central 99 % of `values` is cut into `bins`. Where the density is locally straight, a bin's count
+    given the sum of it and its four neighbours is binomial with 1/5; the smallest tail is multiplied by the
+    number of bins tested (Bonferroni), so the p-value is conservative. Raises MgenbError below 50 values.
+    """
+    x = _numbers("values", values)
+    if x.size < 50 or bins < 5:
+        raise MgenbError(f"a surge needs at least 50 values and 5 bins, not {x.size} and {bins}")
+    low, high = np.quantile(x, [0.005, 0.995])
+    if low == high:
+        return 0.0
+    counts = np.histogram(x, bins=bins, range=(low, high))[0]
+    five = np.convolve(counts, np.ones(5, dtype=np.int64), "valid")
+    tails = scipy.stats.binom.sf(counts[2:-2] - 1, five, 1 / 5)
+    return float(min(1.0, tails.min() * len(five)))
+
+
+def ks_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Return the Kolmogorov-Smirnov distance of two samples, in [0, 1]."""
+    x, y = np.sort(_numbers("a", a)), np.sort(_numbers("b", b))
+    both = np.concatenate([x, y])
+    below = [np.searchsorted(side, both, side="right") / side.size for side in (x, y)]
+    return float(np.abs(below[0] - below[1]).max())
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,9 @@ def code_version(*files: str) -> str:
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -64,8 +61,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _cannot_write(path: Path, error: OSError) -> MgenbError:
@@ -104,7 +101,12 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises MgenbError when the file's hash is not the one in the JSON beside it.
     """
-    settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    if file_hash(path) != settings["sha256"]:
+    beside = path.with_suffix(".json")
+    try:
+        settings = json.loads(beside.read_text(encoding="utf-8"))
+        recorded = settings["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MgenbError(f"{beside} is damaged; delete it and run again") from error
+    if file_hash(path) != recorded:
         raise MgenbError(f"{path} does not match its recorded hash: it is damaged; delete it and run again")
     return load_file(path), settings

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mgenb import nets, seeds, store
 from mgenb.data import Dataset, Split
@@ -92,7 +93,7 @@ def fit(
             raise MgenbError(f"training diverged in epoch {epoch + 1}: loss {losses[-1]}; try a smaller rate")
         if checkpoint is not None:
             saved = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "losses": losses}
-            store.write_atomic(checkpoint, lambda path, saved=saved: torch.save(saved, path))
+            store.write_atomic(checkpoint, partial(torch.save, saved))
         if progress is not None:
             progress(epoch + 1, losses[-1])
     return losses

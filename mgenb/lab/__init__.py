@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "start": "run",
     "Run": "run",
+    "points_lost": "run",
     "figures": "figures",
     "diagrams": "diagrams",
     "explore": "explore",

@@ -1,7 +1,7 @@
 """One look for every figure: style, colours that keep their meaning, intervals, captions and saving."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mgenb.errors import choose
+from mgenb.stats import Estimate
 from mgenb.store import write_atomic
 
 DPI = 150
@@ -65,6 +66,8 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "energy": (BLUE, "o", "-"),
     "high_index": (PURPLE, "^", "-."),
     "fig7": (GREEN, "D", "-"),
+    "kernel": (GREEN, "D", "--"),
+    "shuffled": (VERMILLION, "*", "--"),
     "random": (GREY, "x", "--"),
     "magnitude": (ORANGE, "v", ":"),
     "largest": (VERMILLION, "P", ":"),
@@ -133,10 +136,25 @@ def intervals(
     ax.tick_params(axis="y", length=0)
 
 
+def forest(
+    ax: Axes,
+    estimates: Mapping[str, Estimate],
+    looks: Mapping[str, str],
+    margin: tuple[float, float] | None = None,
+) -> None:
+    """Draw label -> estimate with 95 % intervals as `intervals` does; `looks` maps labels to other looks' names."""
+    rows = [(label, e.estimate, *e.interval(), looks.get(label, label)) for label, e in estimates.items()]
+    intervals(ax, rows, margin)
+
+
 def caption(fig: Figure, text: str) -> None:
     """Write `text` in small grey letters under the figure, as "profile quick, 5 LeNets, MNIST sample"."""
     wrapped = textwrap.fill(text, int(15 * fig.get_figwidth()))
-    fig.supxlabel(wrapped, x=0.99, ha="right", fontsize=7.5, color=MUTED)
+    if any(ax.get_subplotspec() is not None for ax in fig.axes):
+        fig.supxlabel(wrapped, x=0.99, ha="right", fontsize=7.5, color=MUTED)
+    else:  # a drawing: there is no grid that could make room
+        fig.set_layout_engine("none")
+        fig.text(0.99, 0.01, wrapped, ha="right", va="bottom", fontsize=7.5, color=MUTED)
 
 
 def save(fig: Figure, path: Path) -> None:

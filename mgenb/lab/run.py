@@ -1,5 +1,6 @@
 """The context of one notebook run: settings, data, base networks, evidence, verdicts, and the record."""
 
+import json
 import os
 import platform
 import resource
@@ -10,13 +11,14 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, population, seeds, stats, store, training
+from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, figures
 
@@ -131,8 +133,11 @@ class Run:
         """
         s = self.s
         arch, epochs, count, floor = arch or s.arch, epochs or s.epochs, count or s.bases, floor or s.floor
-        base_seeds = [seeds.derive(self.seed, "base", index) for index in range(count)]
-        nets = [training.trained(arch, dataset, recipe=s.recipe, epochs=epochs, seed=one) for one in base_seeds]
+        first = 1000 * self.seed
+        nets = [
+            training.trained(arch, dataset, recipe=s.recipe, epochs=epochs, seed=one)
+            for one in range(first, first + count)
+        ]
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
         self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
         fine = min(accuracies) >= floor
@@ -144,7 +149,7 @@ class Run:
                 self._blocked = {claim.id: reason for claim in self._claims()}
         return nets
 
-    def final_test(self, dataset: data.Dataset, models: Mapping[str, Candidate]) -> dict[str, torch.Tensor]:
+    def final_test(self, dataset: data.Dataset, models: Mapping[Any, Candidate]) -> dict[Any, torch.Tensor]:
         """Return label -> which test images are right (bool [n], CPU): the one look at the sealed test split.
 
         `models` maps a label to (network, state_dict or None). The look is counted and stands in the record.
@@ -205,7 +210,7 @@ class Run:
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Record a table of results under `name` and return it for display."""
-        self._result["tables"][name] = frame.reset_index().to_dict(orient="records")
+        self._result["tables"][name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -249,6 +254,20 @@ class Run:
             "seconds": round(time.monotonic() - self._began, 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
+
+
+def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
+    """Return the points of accuracy that `method` lost against the base, float64, one number a base network.
+
+    `look` maps (label, base index, draw) to which images are right, and holds ("base", index, 0) for every
+    base; the draws of one base are averaged, since they are not independent.
+    """
+    hits = {key: right.double().mean().item() for key, right in look.items()}
+    lost = []
+    for index in sorted({base for _, base, _ in look}):
+        draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
+        lost.append(hits["base", index, 0] - np.mean(draws))
+    return 100 * np.array(lost)
 
 
 def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, object]:

@@ -12,7 +12,8 @@ def _vgg(config: str, batch_norm: bool, channels: int, classes: int) -> nn.Modul
     for module in features:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return nn.Sequential(
         OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
     )

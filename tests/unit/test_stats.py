@@ -173,3 +173,22 @@ def test_holm_known_example() -> None:
 def test_bad_input_is_refused(call: Callable[[], object]) -> None:
     with pytest.raises(MgenbError):
         call()
+
+
+def test_surge_holds_its_level_and_finds_a_repeated_value() -> None:
+    rng = np.random.default_rng(5)
+    smooth = [stats.surge(rng.standard_normal(2400)) < 0.05 for _ in range(200)]
+    assert np.mean(smooth) < 0.09
+    spiked = [np.r_[rng.standard_normal(2280), np.full(120, 0.3)] for _ in range(40)]
+    assert np.mean([stats.surge(values) < 0.05 for values in spiked]) > 0.9
+
+
+def test_surge_refuses_too_few_values() -> None:
+    with pytest.raises(MgenbError, match="at least 50 values"):
+        stats.surge(np.arange(10.0))
+
+
+def test_ks_distance_is_scipys() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal(501), rng.uniform(-2, 2, 300)
+    assert stats.ks_distance(a, b) == pytest.approx(scipy.stats.ks_2samp(a, b).statistic, abs=1e-12)

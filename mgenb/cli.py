@@ -1,0 +1,220 @@
+"""The command `mgenb`. What is slow to load is imported inside the commands, so that --help is quick."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mgenb.errors import MgenbError, choose
+from mgenb.lab import catalog
+
+if TYPE_CHECKING:
+    from mgenb.claims import Claim, Verdict
+
+app = typer.Typer(
+    help="Two papers that make networks without training, re-examined claim by claim. Start: mgenb run all",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Profile = Annotated[str, typer.Option(help="Defaults to run with: quick, cpu or paper.")]
+Numbers = Annotated[
+    list[str] | None, typer.Argument(metavar="[NN]...", help="Numbers or stems; all where none is given.")
+]
+
+
+def main() -> None:
+    """Run the command line; an error that the user can put right is one sentence and exit code 2."""
+    try:
+        app()
+    except MgenbError as error:
+        print(f"mgenb: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command("list")
+def list_() -> None:
+    """List notebooks with their cost and records.
+
+    What each reproduces, what it costs in each profile, and the verdicts of its committed records.
+    Example: mgenb list
+    """
+    from mgenb.lab import execute
+
+    records = catalog.committed_records()
+    for notebook in catalog.notebooks():
+        number = notebook.stem.split("_")[0]
+        print(f"{number}  {notebook.title}")
+        print(f"    reproduces {notebook.reproduces}")
+        print("    cost       " + "; ".join(f"{name} {cost}" for name, cost in notebook.cost.items()))
+        mine = [record for record in records if record["stem"] == notebook.stem]
+        for record in mine:
+            date = record["context"]["finished"][:10]
+            print(f"    record     {record['profile']}, {date}: {execute.counted(record)}")
+        if not mine:
+            print("    record     none is committed")
+
+
+@app.command()
+def run(
+    which: Annotated[
+        str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")
+    ],
+    profile: Profile = "quick",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; runs/PROFILE otherwise.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
+) -> None:
+    """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
+
+    Names and types are checked before anything starts. Executed notebooks, figures and records go to --out.
+    """
+    from mgenb.lab import execute
+
+    jobs = execute.plan(which, profile, parameter or [], out)
+    if dry_run:
+        for job in jobs:
+            given = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())
+            print(f"{job.notebook.stem}: {given}; cost {job.notebook.cost[profile]}; to {job.executed}")
+        return
+    outcomes = []
+    for job in jobs:
+        print(f"{job.notebook.stem} (about {job.notebook.cost[profile]}) ...", file=sys.stderr)
+        outcomes.append(execute.execute(job))
+        print(outcomes[-1].line, flush=True)
+    print(execute.where_to_look(outcomes))
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _chosen(numbers: Sequence[str] | None) -> list[catalog.Notebook]:
+    return [catalog.find(number) for number in numbers] if numbers else list(catalog.notebooks())
+
+
+@app.command()
+def check(numbers: Numbers = None) -> None:
+    """Run notebooks and compare with their committed outputs (nbval). Example: mgenb check 01 03
+
+    Then tells what would keep nbval from comparing: cells without counts or outputs, times, paths.
+    """
+    from mgenb.lab import execute, hygiene
+
+    root = catalog.project_root()
+    paths = [execute.path_of(notebook) for notebook in _chosen(numbers)]
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = {**os.environ, "MGENB_OUT": temporary}
+        code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
+    found = [f"{path.name}: {problem}" for path in paths for problem in hygiene.problems(path)]
+    for line in found:
+        print(line)
+    print(f"hygiene of {len(paths)} notebooks: {len(found) or 'no'} problems")
+    if code or found:
+        raise typer.Exit(code or 1)
+
+
+@app.command()
+def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
+    """Bring committed outputs up to date. Example: mgenb refresh 01
+
+    The quick profile writes the notebook's outputs, figures and record; the others figures and record only.
+    Prints which tokens changed.
+    """
+    from mgenb.lab import execute
+
+    choose("profile", profile, catalog.PROFILES)
+    for notebook in _chosen(numbers):
+        changed = execute.refresh(notebook, profile)
+        print(f"{notebook.stem}: {'' if changed else 'no token changed'}".rstrip())
+        for line in changed:
+            print(f"  {line}", flush=True)
+
+
+@app.command()
+def claims(
+    paper: Annotated[str | None, typer.Option(help="Only this paper: mge or mega.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Also what a sceptic would ask about the records.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Only claims with a verdict, as a table in Markdown.")
+    ] = False,
+) -> None:
+    """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""
+    from mgenb import claims as registry
+
+    known = registry.load(paper)
+    records = catalog.committed_records()
+    verdicts = _best({claim.id for claim in known}, records)
+    if markdown:
+        _print_markdown(known, verdicts)
+    else:
+        _print_claims(known, verdicts)
+    if audit:
+        print("\n".join(["", *(registry.audit(records) or ["nothing to question: no records"])]))
+
+
+def _best(known: set[str], records: Sequence[dict[str, Any]]) -> dict[str, "Verdict"]:
+    """Return each claim's verdict of the best evidence; `known` leaves out ids that the registry dropped."""
+    from mgenb.claims import Verdict, best
+
+    found: dict[str, list[Verdict]] = {}
+    for record in records:
+        for row in record["result"]["claims"]:
+            if row["id"] in known:
+                found.setdefault(row["id"], []).append(Verdict.from_json(row))
+    return {name: best(verdicts) for name, verdicts in found.items()}
+
+
+def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:
+    rows = [("claim", "where", "kind", "paper value", "verdict")]
+    for claim in known:
+        verdict = verdicts.get(claim.id)
+        told = f"{verdict.verdict} [{verdict.scale}]" if verdict else "not tested yet"
+        rows.append((claim.id, claim.where, claim.kind, _paper_value(claim), told))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
+    kinds = Counter(
+        verdicts[claim.id].verdict if claim.id in verdicts else "not tested yet" for claim in known
+    )
+    print(f"{len(known)} claims: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+
+
+def _paper_value(claim: "Claim") -> str:
+    if claim.paper_value is not None:
+        return f"{claim.paper_value:g}"
+    return "" if claim.transcribed else "not transcribed"
+
+
+def _print_markdown(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:
+    print("| claim | where | the paper says | verdict |\n|---|---|---|---|")
+    for claim in known:
+        verdict = verdicts.get(claim.id)
+        if verdict and verdict.verdict != "not tested":
+            told = f"{verdict.verdict} [{verdict.scale}]"
+            print(f"| `{claim.id}` | {claim.where} | {claim.statement} | {told} |")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, found and missing, and how to get it. Example: mgenb doctor"""
+    from mgenb.lab import doctor as looking
+
+    broken = 0
+    for fine, line in looking.findings():
+        broken += not fine
+        print(line if fine else f"BROKEN: {line}", flush=True)
+    print(f"{broken} problems: see the lines with BROKEN" if broken else "all that is needed is here")
+    if broken:
+        raise typer.Exit(1)

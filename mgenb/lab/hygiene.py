@@ -1,0 +1,130 @@
+"""What a committed notebook must be like for nbval to really compare it, on any machine."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mgenb.lab.execute import TYPES, parameters_of
+
+LONGEST_CELL = 15
+PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
+SPEED = re.compile(r"\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
+SHOWING = {"print", "display"}
+SHOWING_METHODS = {
+    *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
+    *("claims_table", "readings_table"),
+}
+
+
+def problems(path: Path) -> list[str]:
+    """Return what is wrong with a committed notebook, one line each; an empty list when nothing is."""
+    import nbformat
+
+    nb = nbformat.read(path, as_version=4)
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        if not _is_python(cell.source):
+            return [f"code cell {number}: not plain Python"]
+    found = list(_notebook(nb)) + list(_parameters(path, nb))
+    for number, cell in enumerate(code, start=1):
+        for problem in (*_source(cell), *_run(cell, number), *_outputs(cell)):
+            found.append(f"code cell {number}: {problem}")
+    return found
+
+
+def _tags(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
+
+
+def _is_python(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _notebook(nb: Any) -> Iterator[str]:
+    name = nb.metadata.get("kernelspec", {}).get("name")
+    if name != "python3":
+        yield f"the kernel is {name!r}, not 'python3'"
+    if "papermill" in nb.metadata or any("papermill" in cell.metadata for cell in nb.cells):
+        yield "metadata of papermill is left in it"
+    if any("papermill-error-cell" in cell.source for cell in nb.cells if cell.cell_type == "markdown"):
+        yield "an error marker of papermill is left in it"
+
+
+def _parameters(path: Path, nb: Any) -> Iterator[str]:
+    """Every line of the one parameters cell must be `name: type = value`, and papermill must see it."""
+    cells = [cell for cell in nb.cells if "parameters" in _tags(cell)]
+    if len(cells) != 1:
+        yield f"{len(cells)} cells are tagged parameters, not 1"
+        return
+    declared = parameters_of(path)
+    for statement in ast.parse(cells[0].source).body:
+        line = ast.unparse(statement)
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            yield f"parameters: {line!r} is not name: type = value"
+        elif declared.get(statement.target.id) not in TYPES:
+            yield f"parameters: papermill cannot read the name and type of {line!r}"
+
+
+def _source(cell: Any) -> Iterator[str]:
+    lines = cell.source.splitlines()
+    if len(lines) > LONGEST_CELL:
+        yield f"{len(lines)} lines, more than {LONGEST_CELL}"
+    if cell.source.rstrip().endswith(";"):
+        yield "ends with ';', which nbval does not honour"
+
+
+def _run(cell: Any, number: int) -> Iterator[str]:
+    """nbval does not compare a cell without a count, and passes one whose outputs were never stored."""
+    if "nbval-skip" in _tags(cell):
+        return
+    if cell.execution_count != number:
+        yield f"execution count {cell.execution_count}, not {number}"
+    if shows(cell.source) and not cell.outputs:
+        yield "prints or displays but has no outputs"
+
+
+def shows(source: str) -> bool:
+    """Whether running the cell prints or displays something; what stands in a function is not run."""
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in SHOWING:
+                return True
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                if called.value.id == "run" and called.attr in SHOWING_METHODS:
+                    return True
+                if (called.value.id, called.attr) == ("lab", "start"):
+                    return True
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+    return False
+
+
+def _outputs(cell: Any) -> Iterator[str]:
+    # The registry's own sentences may speak of seconds: they are the papers', not this machine's.
+    timed = not {"nbval-skip", "nbval-ignore-output"} & set(_tags(cell)) and "paper_says(" not in cell.source
+    for output in cell.outputs:
+        if output.output_type == "error":
+            yield f"ended in {output.ename}"
+        if output.get("name") == "stderr":
+            yield "stderr is stored"
+        for text in _texts(output):
+            if place := PLACE.search(text):
+                yield f"a path of a machine in the output: {place[0]!r}"
+            if timed and (speed := SPEED.search(text)):
+                yield f"a time or speed in checked output: {speed[0]!r}"
+
+
+def _texts(output: Any) -> list[str]:
+    """Return the texts of an output; an image is none, although its base64 may look like a path."""
+    if output.output_type == "stream":
+        return [output.text]
+    return [str(data) for mime, data in output.get("data", {}).items() if not mime.startswith("image/")]
