@@ -218,3 +218,7 @@ def doctor() -> None:
     print(f"{broken} problems: see the lines with BROKEN" if broken else "all that is needed is here")
     if broken:
         raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mgenb.errors import MgenbError
@@ -58,16 +59,22 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # what torch and safetensors make of a full disk
         raise _cannot_write(path, error) from error
     finally:
         if temporary.exists():
             temporary.unlink()
 
 
-def _cannot_write(path: Path, error: OSError) -> MgenbError:
-    reason = error.strerror or error
-    return MgenbError(f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder")
+def _cannot_write(path: Path, error: Exception) -> MgenbError:
+    reason = getattr(error, "strerror", None) or error
+    return MgenbError(
+        f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

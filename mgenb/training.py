@@ -43,7 +43,9 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=recipe.rate)
 
 
-def fit_epoch(net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.optim.Optimizer, seed: int) -> float:
+def fit_epoch(
+    net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.optim.Optimizer, seed: int
+) -> float:
     """Train for one pass over `train` in an order drawn from `seed`; return the mean loss.
 
     The global generator is seeded inside a fork, so that dropout repeats and nothing outside changes.
@@ -159,7 +161,11 @@ def trained(
                 checkpoint=checkpoint,
                 progress=show,
             )
-        trained_with = {"losses": losses, "torch": torch.__version__, "device": dataset.train.images.device.type}
+        trained_with = {
+            "losses": losses,
+            "torch": torch.__version__,
+            "device": dataset.train.images.device.type,
+        }
         store.save_weights(path, net.state_dict(), {**settings, **trained_with})
         checkpoint.unlink(missing_ok=True)
     return net.eval()

@@ -104,8 +104,8 @@ def frequency_explorer(
     The cache is keyed by network, images, seed, shares and code. Raises MgenbError for shares outside (0, 1]
     and for the test split, on which nothing may be chosen.
     """
-    if split.role not in ROLES:
-        raise SealedSplitError(f"the explorer shows train or val images, not the {split.role} split")
+    if getattr(split, "role", "test") not in ROLES:  # a SealedSplit tells no role
+        raise SealedSplitError("the explorer shows train or val images, not the test split")
     if not shares or not all(0 < share <= 1 for share in shares):
         raise MgenbError(f"shares are {tuple(shares)}; right are numbers above 0 and up to 1")
     explorer = Explorer(population.state_of(net), tuple(map(float, shares)), seed, split.role, len(split), {})

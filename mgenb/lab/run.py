@@ -1,6 +1,7 @@
 """The context of one notebook run: settings, data, base networks, evidence, verdicts, and the record."""
 
 import json
+import math
 import os
 import platform
 import resource
@@ -33,7 +34,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     """
     notebook = catalog.find(stem)
     defaults = notebook.defaults(profile)
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise MgenbError(f"seed is {seed!r}; right is a whole number of at least 0")
     settings = dict(defaults)
     for name, value in own.items():
@@ -46,7 +47,9 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     print(f"{stem}: profile {profile}, seed {seed}")
     for name, value in settings.items():
         print(f"  {name} = {value}")
-    print(f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
+    print(
+        f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr
+    )
     return run
 
 
@@ -62,7 +65,7 @@ def _as_type(name: str, value: Any, wanted: type) -> Any:
         value = float(value)
     if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
         raise MgenbError(f"{name} is {value!r}; right is a value of type {wanted.__name__}")
-    if wanted in (int, float) and value < 0:
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise MgenbError(f"{name} is {value!r}; right is a positive number (0 for the profile's value)")
     return value
 
@@ -72,7 +75,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise MgenbError(f"device {name!r} cannot be used here; try device='auto' or 'cpu'") from error
     return device
@@ -99,7 +102,14 @@ class Run:
         self._scale: claims.Scale | None = None
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
-        self._result: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}, "test_uses": [], "bases": [], "readings": []}
+        self._result: dict[str, Any] = {
+            "data": [],
+            "mechanism": {},
+            "tables": {},
+            "test_uses": [],
+            "bases": [],
+            "readings": [],
+        }
 
     def load(self, name: str = "", train: int = 0) -> data.Dataset:
         """Return the settings' dataset (or `name`) on the device, with `train` images instead of the settings'.
@@ -118,7 +128,9 @@ class Run:
             test_limit=s.test or None,
             download=not quick,
         ).to(self.device)
-        counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
+        counts = (
+            f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
+        )
         print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
         self._result["data"].append(dataset.describe())
         return dataset
@@ -176,8 +188,9 @@ class Run:
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
         """Record what another reading of the ambiguous method measured for a claim."""
         low, high = estimate.interval()
-        entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, "low": low, "high": high}
         verdict = claims.decide(claims.get(claim_id), (low, high))
+        ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
+        entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
         self._result["readings"].append({**entry, "verdict": verdict})
 
     def readings_table(self) -> pd.DataFrame:
@@ -206,11 +219,15 @@ class Run:
     def claims_table(self) -> pd.DataFrame:
         """Return paper against measured, a row a claim of this notebook."""
         judged = {verdict.claim.id: verdict for verdict in self._verdicts}
-        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index("claim")
+        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index(
+            "claim"
+        )
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Record a table of results under `name` and return it for display."""
-        self._result["tables"][name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        self._result["tables"][name] = json.loads(
+            frame.reset_index().to_json(orient="records", double_precision=6)
+        )
         return frame
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -236,7 +253,9 @@ class Run:
             **self._result,
         }
         named = {"stem": self.notebook.stem, "profile": self.profile}
-        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": self._context()})
+        store.write_json(
+            path, {**named, "result": result, "figures": self._figures, "context": self._context()}
+        )
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 
@@ -275,7 +294,13 @@ def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, objec
     row: dict[str, object] = {"claim": claim.id, "paper": claim.where, "statement": claim.statement}
     row["paper value"] = "" if paper is None else paper
     if verdict is None or verdict.estimate is None:
-        return {**row, "measured": "", "n": "", "verdict": verdict.verdict if verdict else "not tested", "why": ""}
+        return {
+            **row,
+            "measured": "",
+            "n": "",
+            "verdict": verdict.verdict if verdict else "not tested",
+            "why": "",
+        }
     low, high = verdict.low, verdict.high
     row["measured"] = f"{verdict.estimate:.2f} [{low:.2f}, {high:.2f}] {claim.unit}"
     return {**row, "n": f"{verdict.n} {verdict.unit}", "verdict": verdict.verdict, "why": verdict.reason}

@@ -1,0 +1,33 @@
+# make run: install and run every notebook (quick profile). make test: install and check everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install run test slow lab
+
+install: .venv/.installed
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("mgenb needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv (torch is large: this can take some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: install
+	@$(BIN)/mgenb run all --profile quick
+
+test: install
+	$(BIN)/ruff check mgenb tests conftest.py
+	$(BIN)/ruff format --check mgenb tests conftest.py
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/mgenb check
+
+slow: install
+	$(BIN)/python -m pytest tests -m slow
+
+lab: install
+	$(BIN)/jupyter lab notebooks

@@ -1,0 +1,62 @@
+"""Unit and fault tests share one cache of their own; the notebooks' tests use the reader's."""
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+APART = ("unit", "faults")
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    chosen = os.environ.get("MGENB_TEST_CACHE")
+    return Path(chosen) if chosen else tmp_path_factory.mktemp("cache")
+
+
+@contextmanager
+def one_thread():
+    """Two processes with as many threads as cores each stand in each other's way for seconds."""
+    torch = sys.modules.get("torch")  # tests that do not need it do not wait for it
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _apart(request, monkeypatch, session_cache):
+    if request.path.parent.name not in APART:
+        yield
+        return
+    monkeypatch.setenv("MGENB_CACHE", str(session_cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # bits must agree between this process and those it starts
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def small(session_cache):
+    """300 training and 100 validation digits, 100 test digits."""
+    from mgenb import data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MGENB_CACHE", str(session_cache))
+        return data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
+
+
+@pytest.fixture(scope="session")
+def lenet(session_cache, small):
+    """A LeNet that knows something of the digits."""
+    from mgenb import training
+
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setenv("MGENB_CACHE", str(session_cache))
+        return training.trained("lenet", small, epochs=12, seed=0, quiet=True)

@@ -1,0 +1,53 @@
+"""A notebook whose method is broken prints other tokens than the committed ones; else it checks nothing."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from mgenb.lab import catalog, execute
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+BROKEN = {  # stem: what is run before the notebook
+    "00_start_here": """
+from mgenb import mge
+mge.generate_layer = lambda weight, settings, seed: weight
+""",
+    "01_frequency_sensitivity": """
+from mgenb import frequency
+frequency.zero_band = lambda weight, *args, **options: weight
+""",
+    "02_zero_filling": """
+from mgenb import frequency
+select = frequency.select
+def shuffled(weight, selection, count, *, domain="coefficients", seed=0, **options):
+    return select(weight, "random", count, domain=domain, seed=seed)
+frequency.select = shuffled
+""",
+    "03_importance_mask": """
+import torch
+from mgenb import frequency
+frequency.fig7_change = lambda weight, *args: torch.rand_like(weight)
+""",
+    "04_weight_distribution": """
+from mgenb import mge
+mge.generate_layer = lambda weight, settings, seed: weight
+""",
+}
+
+
+def test_every_notebook_has_a_broken_method():
+    assert set(BROKEN) == {notebook.stem for notebook in catalog.notebooks()}
+
+
+@pytest.mark.parametrize("stem", BROKEN)
+def test_a_broken_method_changes_a_token(stem, tmp_path, monkeypatch):
+    monkeypatch.setenv("MGENB_OUT", str(tmp_path))
+    nb = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+    committed = execute.tokens(nb)
+    assert committed
+    nb.cells.insert(0, nbformat.v4.new_code_cell(BROKEN[stem]))
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources=resources).execute()
+    assert execute.tokens(nb) != committed

@@ -1,0 +1,144 @@
+"""Every committed notebook is such that nbval compares it, and the check for that finds what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from mgenb.lab import catalog, hygiene
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMETERS = 'profile: str = "quick"\nseed: int = 0  # of everything'
+
+
+def small() -> Any:
+    """Return a made-up notebook that has nothing wrong."""
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}, execution_count=1),
+        nbformat.v4.new_code_cell("print('fine')", execution_count=2),
+    ]
+    cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="fine\n")]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nb.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return nb
+
+
+def problems(nb: Any, folder: Path) -> list[str]:
+    path = folder / "made.ipynb"
+    nbformat.write(nb, path)
+    return hygiene.problems(path)
+
+
+def printed(text: str) -> Callable[[Any], None]:
+    return lambda nb: nb.cells[1].outputs[0].update(text=text)
+
+
+def tagged(*tags: str) -> Callable[[Any], None]:
+    return lambda nb: nb.cells[0].metadata.update(tags=list(tags))
+
+
+def with_source(index: int, source: str) -> Callable[[Any], None]:
+    return lambda nb: nb.cells[index].update(source=source)
+
+
+def stderr(nb: Any) -> None:
+    nb.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="warning"))
+
+
+def error(nb: Any) -> None:
+    nb.cells[1].outputs.append(nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[]))
+
+
+def marker(nb: Any) -> None:
+    nb.cells.insert(0, nbformat.v4.new_markdown_cell('<span id="papermill-error-cell">stopped</span>'))
+
+
+MUTATIONS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "count missing": (lambda nb: nb.cells[1].update(execution_count=None), "execution count None, not 2"),
+    "count out of order": (lambda nb: nb.cells[1].update(execution_count=3), "execution count 3, not 2"),
+    "outputs missing": (lambda nb: nb.cells[1].update(outputs=[]), "has no outputs"),
+    "kernel": (lambda nb: nb.metadata.kernelspec.update(name="mine"), "not 'python3'"),
+    "papermill in the notebook": (lambda nb: nb.metadata.update(papermill={}), "metadata of papermill"),
+    "papermill in a cell": (lambda nb: nb.cells[1].metadata.update(papermill={}), "metadata of papermill"),
+    "error marker": (marker, "error marker"),
+    "error": (error, "ended in ValueError"),
+    "stderr": (stderr, "stderr is stored"),
+    "home folder": (printed("in /home/me/mgenb\n"), "a path of a machine"),
+    "windows folder": (printed("in C:\\Users\\me\n"), "a path of a machine"),
+    "seconds": (printed("took 3 seconds\n"), "a time or speed"),
+    "time": (printed("took 3.5s\n"), "a time or speed"),
+    "speed": (printed("30 it/s\n"), "a time or speed"),
+    "long cell": (with_source(1, "print('fine')\n" + "a = 1\n" * 15), "16 lines, more than 15"),
+    "semicolon": (with_source(1, "print('fine');"), "ends with ';'"),
+    "not python": (with_source(1, "%matplotlib inline"), "not plain Python"),
+    "no parameters cell": (tagged(), "0 cells are tagged parameters"),
+    "no annotation": (with_source(0, "seed = 0"), "is not name: type = value"),
+    "two equal signs": (with_source(0, "seed: int = 0  # seed=0"), "papermill cannot read"),
+    "unreadable type": (with_source(0, "seed: int | None = None"), "papermill cannot read"),
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_is_clean(path):
+    assert hygiene.problems(path) == []
+
+
+def test_the_catalogue_names_every_notebook():
+    assert [path.stem for path in NOTEBOOKS] == [notebook.stem for notebook in catalog.notebooks()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stripped_copy_is_reported(path, tmp_path):
+    nb = nbformat.read(path, 4)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    found = problems(nb, tmp_path)
+    assert any("execution count None" in problem for problem in found)
+    assert any("has no outputs" in problem for problem in found)
+
+
+def test_a_clean_notebook_has_no_problems(tmp_path):
+    assert problems(small(), tmp_path) == []
+
+
+@pytest.mark.parametrize(("change", "told"), MUTATIONS.values(), ids=MUTATIONS)
+def test_what_is_wrong_is_reported(change, told, tmp_path):
+    nb = small()
+    change(nb)
+    assert any(told in problem for problem in problems(nb, tmp_path))
+
+
+def test_skipped_and_ignored_cells_may_differ(tmp_path):
+    nb = small()
+    nb.cells[1].metadata.tags = ["nbval-ignore-output"]
+    printed("took 3 s\n")(nb)
+    assert problems(nb, tmp_path) == []
+    nb.cells[1].update(execution_count=None, outputs=[])
+    assert problems(nb, tmp_path) != []
+    nb.cells[1].metadata.tags = ["nbval-skip"]
+    assert problems(nb, tmp_path) == []
+
+
+def test_images_may_hold_anything(tmp_path):
+    nb = small()
+    nb.cells[1].outputs.append(nbformat.v4.new_output("display_data", data={"image/png": "abc/tmp/abc="}))
+    assert problems(nb, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("run.verdicts()", True),
+        ("for x in y:\n    run.mechanism('a', x)", True),
+        ("run = lab.start('01')", True),
+        ("def f():\n    print(1)", False),
+        ("g = lambda: print(1)", False),
+        ("run.evidence('a', b)", False),
+    ],
+)
+def test_a_cell_shows_what_it_runs(source, shown):
+    assert hygiene.shows(source) is shown

@@ -1,0 +1,301 @@
+"""The command line: what it refuses before it starts anything, what it prints, and its exit codes."""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mgenb import cli
+from mgenb.lab import catalog, doctor, execute
+
+ROOT = Path(__file__).parents[2]
+STEM = "03_importance_mask"
+PARAMETERS = (
+    'profile: str = "quick"\nseed: int = 0\nz: float = 0.0  # size\nfull: bool = False\nname: str = ""'
+)
+RECORD = """
+import json, os, pathlib
+out = pathlib.Path(os.environ["MGENB_OUT"])
+claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
+result = {"claims": claims, "mechanism": {"kept": True}}
+record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
+record["seen"] = [seed, z, full]
+(out / (STEM + ".json")).write_text(json.dumps(record))
+(out / (STEM + "-a.png")).write_bytes(b"a figure")
+print("mechanism kept: True")
+print(TOKEN)
+"""
+TOKEN = "mge.fig7.mask_beats_random: contradicted [quick, sample]"
+
+
+def write_notebook(root: Path, *cells: str) -> Path:
+    code = [f"STEM, TOKEN = {STEM!r}, {TOKEN!r}", *cells]
+    first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nb = nbformat.v4.new_notebook(cells=[first, *(nbformat.v4.new_code_cell(cell) for cell in code)])
+    nb.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = root / "notebooks" / f"{STEM}.ipynb"
+    nbformat.write(nb, path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MGENB_OUT", raising=False)
+    write_notebook(tmp_path, RECORD)
+    return tmp_path
+
+
+def mgenb(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process; return exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["mgenb", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    printed = capsys.readouterr()
+    return int(stopped.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *arguments: mgenb(capsys, monkeypatch, *arguments)
+
+
+def test_help_answers_within_a_second():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "mgenb.cli", "--help"], capture_output=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0
+    assert statistics.median(seconds) < 1
+
+
+@pytest.mark.parametrize("command", ["list", "run", "check", "refresh", "claims", "doctor"])
+def test_every_command_shows_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: mgenb {command}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "03", "-p", "sed=1"], "no parameter 'sed'; did you mean 'seed'?"),
+        (["run", "03", "-p", "seed=1.5"], "seed is '1.5'; right is a whole number (int)"),
+        (["run", "03", "-p", "z=small"], "z is 'small'; right is a number (float)"),
+        (["run", "03", "-p", "z=nan"], "z is 'nan'; right is a number (float)"),
+        (["run", "03", "-p", "full=1"], "full is '1'; right is true or false (bool)"),
+        (["run", "03", "-p", "profile=cpu"], "--profile cpu"),
+        (["run", "03", "-p", "seed"], "'seed' is not name=value"),
+        (["run", "03", "-p", "seed=1", "-p", "seed=2"], "given twice"),
+        (["run", "03", "--profile", "quik"], "unknown profile 'quik'; did you mean 'quick'?"),
+        (["run", "03_importance_mas"], "did you mean '03_importance_mask'?"),
+        (["run", "03", "--out", "notebooks"], "would be overwritten"),
+        (["run", "03", "--out", "pyproject.toml"], "is a file"),
+        (["run", "all"], "00_start_here.ipynb is missing"),
+        (["refresh", "03", "--profile", "fast"], "unknown profile 'fast'"),
+        (["claims", "--paper", "mgee"], "unknown paper 'mgee'"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_starts(project, call, monkeypatch, arguments, told):
+    monkeypatch.setattr(execute, "execute", lambda job: pytest.fail("something was started"))
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert err.startswith("mgenb: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_all_takes_only_parameters_that_every_notebook_has(project, call):
+    for notebook in catalog.notebooks():
+        if notebook.stem != STEM:
+            path = project / "notebooks" / f"{notebook.stem}.ipynb"
+            path.write_text(
+                (project / "notebooks" / f"{STEM}.ipynb").read_text().replace("z: float", "y: float")
+            )
+    assert call("run", "all", "-p", "seed=1", "--dry-run")[0] == 0
+    code, _, err = call("run", "all", "-p", "z=1", "--dry-run")
+    assert code == 2
+    assert "00_start_here has no parameter 'z'" in err
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(project, call):
+    code, out, _ = call("run", "3", "-p", "z=1e-3", "--dry-run", "--out", "there")
+    assert code == 0
+    assert out.startswith(f"{STEM}: profile='quick', z=0.001; cost ")
+    assert str(project / "there" / f"{STEM}.ipynb") in out
+    assert not (project / "there").exists()
+
+
+def test_run_writes_notebook_record_and_figures(project, call):
+    code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "full=true")
+    folder = project / "runs" / "quick"
+    assert code == 0
+    assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, True]
+    assert (folder / f"{STEM}-a.png").exists()
+    assert out.splitlines()[0].endswith("1 contradicted")
+    last = out.splitlines()[-1]
+    assert last.startswith(f"look at {folder}: 1 executed notebooks, 1 figures, 1 records")
+    assert str(folder / f"{STEM}.ipynb") in last
+    assert execute.tokens(nbformat.read(folder / f"{STEM}.ipynb", 4)) == ["mechanism kept: True", TOKEN]
+
+
+def test_a_failing_notebook_gives_one_clear_message(project, call):
+    write_notebook(project, RECORD, "raise ValueError('no\\nluck')")
+    code, out, err = call("run", "03", "--out", "there")
+    assert code == 1
+    assert out.splitlines()[0] == f"{STEM}: ValueError: no luck"
+    assert str(project / "there" / f"{STEM}.ipynb") in out.splitlines()[1]
+    assert "Traceback" not in out + err
+    assert (project / "there" / f"{STEM}.ipynb").exists()
+
+
+def test_refresh_updates_notebook_and_figures_and_tells_the_tokens(project, call):
+    figures = project / "figures" / "quick"
+    figures.mkdir(parents=True)
+    (figures / f"{STEM}-gone.png").write_bytes(b"no longer made")
+    (figures / "01_frequency_sensitivity-kept.png").write_bytes(b"of another notebook")
+    path = write_notebook(project, RECORD, "import sys\nprint('warning', file=sys.stderr)")
+    code, out, _ = call("refresh", "03")
+    assert code == 0
+    assert out.splitlines() == [f"{STEM}:", "  + mechanism kept: True", f"  + {TOKEN}"]
+    names = {file.name for file in figures.iterdir()}
+    assert names == {f"{STEM}-a.png", f"{STEM}.json", "01_frequency_sensitivity-kept.png"}
+    nb = nbformat.read(path, 4)
+    assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert [cell.execution_count for cell in nb.cells] == [1, 2, 3, 4]
+    assert [dict(cell.metadata) for cell in nb.cells] == [{"tags": ["parameters"]}, {}, {}, {}]
+    assert nb.cells[-1].outputs == []
+    before = path.read_bytes()
+    assert call("refresh", "03")[1] == f"{STEM}: no token changed\n"
+    assert path.read_bytes() == before
+
+
+def test_refresh_of_a_failing_notebook_touches_nothing(project, call):
+    path = write_notebook(project, RECORD, "1 / 0")
+    before = path.read_bytes()
+    code, _, err = call("refresh", "03")
+    assert code == 2
+    assert "ZeroDivisionError: division by zero" in err
+    assert path.read_bytes() == before
+    assert not (project / "figures").exists() or not any((project / "figures").rglob("*.*"))
+
+
+def test_refresh_with_another_profile_leaves_the_notebook(project, call):
+    path = project / "notebooks" / f"{STEM}.ipynb"
+    before = path.read_bytes()
+    code, out, _ = call("refresh", "03", "--profile", "cpu")
+    assert code == 0
+    assert f"+ {TOKEN}" in out
+    assert path.read_bytes() == before
+    assert json.loads((project / "figures" / "cpu" / f"{STEM}.json").read_text())["profile"] == "cpu"
+
+
+def record(verdict: str, profile: str) -> dict:
+    scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet"}
+    numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": ""}
+    row = {"id": "mge.fig7.mask_beats_random", "verdict": verdict, "scale": scale, **numbers}
+    context = {"finished": "2026-01-02T03:04:05+00:00"}
+    return {"stem": STEM, "profile": profile, "result": {"claims": [row]}, "figures": [], "context": context}
+
+
+@pytest.fixture
+def two_records(project):
+    for profile, verdict in (("quick", "inconclusive"), ("cpu", "contradicted")):
+        path = project / "figures" / profile / f"{STEM}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record(verdict, profile)))
+
+
+@pytest.mark.usefixtures("two_records")
+def test_list_shows_cost_and_records(call):
+    code, out, _ = call("list")
+    assert code == 0
+    assert all(notebook.title in out for notebook in catalog.notebooks())
+    assert "record     quick, 2026-01-02: 1 inconclusive" in out
+    assert "record     cpu, 2026-01-02: 1 contradicted" in out
+    assert "record     none is committed" in out
+
+
+@pytest.mark.usefixtures("two_records")
+def test_claims_shows_the_verdict_of_the_best_evidence(call):
+    code, out, _ = call("claims", "--paper", "mge", "--audit")
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    assert code == 0
+    assert line.endswith("contradicted [cpu]")
+    assert "not transcribed" in out
+    assert "1 contradicted" in next(line for line in out.splitlines() if " claims: " in line)
+    assert f"{STEM} (cpu)" in out
+
+
+@pytest.mark.usefixtures("two_records")
+def test_claims_in_markdown_holds_only_what_has_a_verdict(call):
+    out = call("claims", "--markdown")[1]
+    assert len(out.splitlines()) == 3
+    assert "| contradicted [cpu] |" in out
+
+
+def test_a_damaged_record_is_one_sentence(project, call):
+    path = project / "figures" / "quick" / f"{STEM}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    code, _, err = call("list")
+    assert code == 2
+    assert "is not a record" in err
+
+
+def test_doctor_names_versions_device_data_and_cache(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
+    monkeypatch.delenv("MGENB_DATA", raising=False)
+    code, out, _ = call("doctor")
+    assert code == 0
+    for told in (
+        "torch ",
+        "torchattacks 3.3.0",
+        "device ",
+        "data mnist: ",
+        "data omniglot: ",
+        f"cache {tmp_path}",
+    ):
+        assert told in out
+
+
+def test_doctor_recognises_torch_and_torchvision_that_do_not_fit(call, monkeypatch):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(doctor, "import_module", broken)
+    code, out, _ = call("doctor")
+    assert code == 1
+    assert "BROKEN: torchvision was built for another torch" in out
+    assert "pip install" in out
+
+
+def test_doctor_tells_a_data_folder_that_is_not_there(call, monkeypatch):
+    monkeypatch.setenv("MGENB_DATA", "no/such/folder")
+    code, out, _ = call("doctor")
+    assert code == 1
+    assert "BROKEN: MGENB_DATA names no/such/folder" in out
+
+
+def test_interrupting_ends_with_130(project, call, monkeypatch):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute, "execute", interrupted)
+    assert call("run", "03")[0] == 130
+
+
+def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch):
+    monkeypatch.setattr(execute, "nbval", lambda root, paths: [sys.executable, "-c", "raise SystemExit(5)"])
+    code, out, _ = call("check", "03")
+    assert code == 5
+    assert f"{STEM}.ipynb: code cell 1: execution count None, not 1" in out

@@ -1,0 +1,235 @@
+"""The generator and the discriminator: what changes, by how much, and what never does."""
+
+import pytest
+import torch
+from scipy import stats
+
+from mgenb import frequency, mge
+from mgenb.errors import MgenbError
+
+Z = 0.2
+
+
+@pytest.fixture(scope="module")
+def base():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"conv.weight": (16, 6, 5, 5), "conv.bias": (16,), "fc.weight": (30, 40), "bn.weight": (16,)}
+    state = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {**state, "bn.num_batches_tracked": torch.tensor(5)}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def draws(noise, z=Z, n=100_000):
+    return mge.draw(torch.Size((n,)), noise, z, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("noise", mge.NOISES)
+@pytest.mark.parametrize(
+    ("selection", "domain"), [("energy", "coefficients"), ("fig7", "weights"), ("random", "weights")]
+)
+def test_base_settings_and_seed_decide_every_bit(base, noise, selection, domain):
+    settings = mge.Settings(selection=selection, domain=domain, noise=noise)
+    one = mge.generate(base, settings, 4)
+    assert same(one, mge.generate(dict(reversed(base.items())), settings, 4))
+    other = mge.generate(base, settings, 5)
+    assert all(not other[name].equal(one[name]) for name in frequency.weight_names(base))
+
+
+def test_the_global_generator_has_no_say_and_is_left_alone(base):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = mge.generate(base, mge.Settings(), 4)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(2)
+    assert same(one, mge.generate(base, mge.Settings(), 4))
+
+
+@pytest.mark.parametrize("selection", frequency.SELECTIONS)
+@pytest.mark.parametrize("transform", frequency.TRANSFORMS)
+def test_no_noise_and_all_energy_kept_is_the_base(base, selection, transform):
+    domain = "weights" if selection == "fig7" else "coefficients"
+    settings = mge.Settings(selection=selection, domain=domain, transform=transform, z=0.0, t=1.0)
+    assert same(mge.generate(base, settings, 1), base)
+
+
+def test_no_energy_kept_and_no_noise_leaves_nothing_of_the_layers(base):
+    changed = mge.generate(base, mge.Settings(t=0.0, z=0.0), 1)
+    assert changed["conv.weight"].abs().max() < 1e-6
+    assert changed["conv.bias"].equal(base["conv.bias"])
+
+
+@pytest.mark.parametrize("domain", frequency.DOMAINS)
+def test_biases_batchnorm_and_counters_are_never_touched(base, domain):
+    changed = mge.generate(base, mge.Settings(selection="random", domain=domain, t=0.5), 1)
+    untouched = set(base) - {"conv.weight", "fc.weight"}
+    assert all(changed[name].equal(base[name]) for name in untouched)
+    assert not changed["conv.weight"].equal(base["conv.weight"])
+
+
+@pytest.mark.parametrize("selection", ["fig7", "random", "magnitude", "largest"])
+def test_in_the_weight_domain_nothing_outside_the_mask_changes(base, selection):
+    weight = base["conv.weight"]
+    settings = mge.Settings(selection=selection, domain="weights", t=0.7)
+    mask = mge.unimportant(weight, settings, 3)
+    changed = mge.redraw(weight, mask, settings, 3)
+    assert 0 < mask.sum() < weight.numel()
+    assert changed[~mask].equal(weight[~mask])
+    assert changed[mask].ne(weight[mask]).all()
+
+
+def test_important_coefficients_stay_and_hold_the_energy(base):
+    weight, settings = base["fc.weight"], mge.Settings(t=0.8)
+    mask = mge.unimportant(weight, settings, 3)
+    old = frequency.to_coefficients(weight, "flat")
+    new = frequency.to_coefficients(mge.redraw(weight, mask, settings, 3), "flat")
+    assert (new - old)[~mask].abs().max() < 1e-5 * old.abs().max()
+    assert old[~mask].square().sum() >= 0.8 * old.square().sum()
+
+
+def test_every_selection_redraws_as_many_as_the_papers(base):
+    weight = base["conv.weight"]
+    sizes = set()
+    for selection in frequency.SELECTIONS:
+        domain = "weights" if selection == "fig7" else "coefficients"
+        sizes.add(int(mge.unimportant(weight, mge.Settings(selection=selection, domain=domain), 1).sum()))
+    assert len(sizes) == 1
+
+
+def test_truncated_is_a_normal_cut_at_z():
+    values = draws("truncated")
+    assert values.abs().max() <= Z
+    expected = stats.truncnorm(-1, 1, scale=Z)
+    assert stats.kstest(values.double().numpy(), expected.cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("noise", "mean"), [("literal", -Z), ("gaussian", 0.0)])
+def test_literal_and_gaussian_are_normals_of_deviation_z(noise, mean):
+    values = draws(noise)
+    assert values.mean().item() == pytest.approx(mean, abs=4 * Z / 100_000**0.5)
+    assert values.std().item() == pytest.approx(Z, rel=0.02)
+    assert values.abs().max() > 3 * Z
+
+
+def test_relative_scale_follows_the_layer_and_absolute_does_not(base):
+    spread = {}
+    for scale in mge.SCALES:
+        settings = mge.Settings(t=0.0, noise="gaussian", scale=scale)
+        spread[scale] = mge.generate_layer(base["conv.weight"], settings, 1).std().item()
+    assert spread["absolute"] == pytest.approx(Z, rel=0.1)
+    assert spread["relative"] == pytest.approx(Z * base["conv.weight"].std().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fitness", "base_fitness", "eps", "accepted"),
+    [
+        (0.91, 0.90, 0.05, True),
+        (1.00, 0.50, 0.05, True),
+        (0.90, 0.90, 0.05, True),
+        (0.851, 0.90, 0.05, True),
+        (0.85, 0.90, 0.05, False),
+        (0.90, 0.95, 0.05, False),
+        (0.849, 0.90, 0.05, False),
+        (0.90, 0.90, 0.0, False),
+        (0.9001, 0.90, 0.0, True),
+        (float("nan"), 0.90, 0.05, False),
+    ],
+)
+def test_the_discriminator(fitness, base_fitness, eps, accepted):
+    assert mge.accepts(fitness, base_fitness, eps) is accepted
+
+
+def test_exactly_eps_below_is_refused_for_every_pair_of_counts():
+    for hits in range(50, 1001):
+        assert not mge.accepts((hits - 50) / 1000, hits / 1000, 0.05)
+        assert mge.accepts((hits - 49) / 1000, hits / 1000, 0.05)
+
+
+def test_candidates_repeat_and_differ_from_each_other(base):
+    found = list(mge.candidates(base, mge.Settings(), 7, 3))
+    assert len({seed for seed, _ in found}) == 3
+    for seed, state in found:
+        assert same(state, mge.generate(base, mge.Settings(), seed))
+    assert [seed for seed, _ in mge.candidates(base, mge.Settings(), 7, 2)] == [seed for seed, _ in found[:2]]
+
+
+def test_noise_of_same_norm_matches_layer_by_layer(base):
+    changed = mge.generate(base, mge.Settings(t=0.7), 1)
+    noisy = mge.noise_of_same_norm(base, changed, 2)
+    for name in frequency.weight_names(base):
+        wanted, got = (changed[name] - base[name]).norm(), (noisy[name] - base[name]).norm()
+        assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
+        cosine = ((changed[name] - base[name]) * (noisy[name] - base[name])).sum() / (wanted * got)
+        assert abs(cosine.item()) < 0.15
+    assert noisy["conv.bias"].equal(base["conv.bias"])
+    assert same(noisy, mge.noise_of_same_norm(base, changed, 2))
+    assert same(mge.noise_of_same_norm(base, base, 2), base)
+
+
+class Counting:
+    """A fitness that gives 0.9 to the base, then what it is told."""
+
+    def __init__(self, then):
+        self.then, self.calls = then, 0
+
+    def __call__(self, state):
+        self.calls += 1
+        return 0.9 if self.calls == 1 else self.then(self.calls)
+
+
+def test_algorithm_1_spends_one_try_a_layer_when_all_are_accepted(base):
+    fitness = Counting(lambda call: 0.9)
+    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
+    assert result.tries == {"conv.weight": 1, "fc.weight": 1}
+    assert result.kept == ()
+    assert fitness.calls == 3
+    assert all(not result.state[name].equal(base[name]) for name in result.tries)
+
+
+def test_algorithm_1_keeps_the_layers_for_which_it_finds_nothing(base):
+    fitness = Counting(lambda call: 0.1)
+    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
+    assert same(result.state, base)
+    assert result.kept == ("conv.weight", "fc.weight")
+    assert result.tries == {"conv.weight": 5, "fc.weight": 5}
+    assert fitness.calls == 11
+
+
+def test_algorithm_1_takes_the_try_that_passes_and_builds_on_it(base):
+    seen = []
+
+    def fitness(state):
+        seen.append(state)
+        return 0.9 if len(seen) in (1, 4, 5) else 0.1
+
+    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
+    assert result.tries == {"conv.weight": 3, "fc.weight": 1}
+    assert same(result.state, seen[4])
+    assert seen[4]["conv.weight"].equal(seen[3]["conv.weight"])
+    assert not seen[1]["conv.weight"].equal(seen[2]["conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"selection": "energi"}, "did you mean 'energy'"),
+        ({"noise": "normal"}, "unknown noise"),
+        ({"scale": "Absolute"}, "did you mean 'absolute'"),
+        ({"domain": "weight"}, "did you mean 'weights'"),
+        ({"band": "middle"}, "unknown band"),
+        ({"z": -0.1}, "z is -0.1"),
+        ({"z": float("nan")}, "z is nan"),
+        ({"t": 1.5}, "t is 1.5"),
+        ({"t": float("nan")}, "t is nan"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(wrong, words):
+    with pytest.raises(MgenbError, match=words):
+        mge.Settings(**wrong)
+
+
+def test_algorithm_1_needs_a_try(base):
+    with pytest.raises(MgenbError, match="tries is 0"):
+        mge.generate_layerwise(base, mge.Settings(), 1, lambda state: 1.0, tries=0)

@@ -1,0 +1,164 @@
+"""The store: all of a file or nothing, damage found, names that depend on what matters only."""
+
+import json
+import resource
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mgenb import store
+from mgenb.errors import MgenbError
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers(), max_size=3)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "weights.bin"
+    store.write_atomic(path, lambda temporary: temporary.write_bytes(b"old"))
+
+    def half(temporary):
+        temporary.write_bytes(b"ne")
+        raise error
+
+    with pytest.raises(MgenbError if isinstance(error, OSError) else type(error)):
+        store.write_atomic(path, half)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "models" / "a.safetensors"
+    for act in (
+        lambda: store.write_json(path, {}),
+        lambda: store.lock(path),
+        lambda: store.save_weights(path, {"w": torch.ones(2)}, {}),
+    ):
+        with pytest.raises(MgenbError, match=r"could not write .*set MGENB_CACHE"):
+            act()
+
+
+@pytest.mark.parametrize("write", [store.save_weights, lambda path, state, _: save_checkpoint(path, state)])
+def test_a_full_disk_is_one_clear_sentence_whoever_writes(tmp_path, write):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(MgenbError, match=r"could not write .*make room"):
+            write(tmp_path / "a.safetensors", {"w": torch.ones(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_checkpoint(path, state):
+    store.write_atomic(path, partial(torch.save, state))
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=6), st.randoms())
+def test_a_key_does_not_depend_on_the_order_of_settings(settings, random):
+    items = list(settings.items())
+    random.shuffle(items)
+    assert store.key_of(dict(items)) == store.key_of(settings)
+    assert store.key_of({**settings, "one more": 0}) != store.key_of(settings)
+
+
+BEFORE = '''"""Module."""
+RATE = 0.1
+def f(x):
+    """Double."""
+    return 2 * x
+class Empty:
+    """Only words."""
+'''
+SAME = '''# a comment
+
+RATE = (0.1)
+
+
+def f(
+    x,
+):
+    """Another docstring."""
+    # why
+    return 2*x
+
+
+class Empty:
+    """Other words."""
+'''
+
+
+def version(tmp_path, text):
+    path = tmp_path / "code.py"
+    path.write_text(text)
+    return store.code_version(str(path))
+
+
+def test_words_and_formatting_do_not_change_the_version_of_code(tmp_path):
+    assert version(tmp_path, SAME) == version(tmp_path, BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("2 * x", "3 * x"), ("0.1", "0.2"), ("def f", "def g"), ("(x)", "(y)")]
+)
+def test_code_changes_the_version_of_code(tmp_path, old, new):
+    assert version(tmp_path, BEFORE.replace(old, new)) != version(tmp_path, BEFORE)
+
+
+def test_weights_come_back_bit_for_bit_with_their_settings(tmp_path):
+    state = {"w": torch.randn(3, 4).T, "steps": torch.tensor(7)}
+    store.save_weights(tmp_path / "a.safetensors", state, {"seed": 3})
+    loaded, settings = store.load_weights(tmp_path / "a.safetensors")
+    assert all(loaded[name].equal(tensor) for name, tensor in state.items())
+    assert settings["seed"] == 3
+
+
+def damage_weights(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut_weights(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def cut_settings(path):
+    path.with_suffix(".json").write_text('{"seed": ')
+
+
+def lose_hash(path):
+    path.with_suffix(".json").write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [damage_weights, cut_weights, cut_settings, lose_hash])
+def test_damage_is_named_and_the_files_are_left_for_a_look(tmp_path, damage):
+    path = tmp_path / "a.safetensors"
+    store.save_weights(path, {"w": torch.randn(100)}, {})
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(MgenbError, match=r"a\.(safetensors|json).* damaged; delete it and run again"):
+        store.load_weights(path)
+    assert path.read_bytes() == before
+
+
+def test_json_refuses_numbers_that_are_not_json(tmp_path):
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    store.write_json(tmp_path / "a.json", {"x": 0.1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "own"))
+    assert store.cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("MGENB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.cache_dir() == tmp_path / "mgenb"

@@ -1,0 +1,199 @@
+"""Training: one seed, one network; interrupted or shared, the weights end the same."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mgenb import nets, population, stats, store, training
+from mgenb.errors import MgenbError
+
+RECIPE = training.RECIPES["mge-sgd-momentum"]
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def states_equal(a, b):
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def fitted(small, *, arch="lenet", seed=3, epochs=3, recipe=RECIPE, **options):
+    net = training.fresh(arch, small, seed)
+    training.fit(net, small.train, recipe, epochs=epochs, seed=seed, **options)
+    return net.state_dict()
+
+
+def test_one_seed_gives_one_network_and_another_seed_another(small):
+    one = fitted(small)
+    assert states_equal(one, fitted(small))
+    other = fitted(small, seed=4)
+    assert not any(one[name].equal(other[name]) for name in one if name.startswith("net."))
+
+
+def test_the_order_of_images_comes_from_the_seed_too(small):
+    nets_of_one_start = [training.fresh("lenet", small, 0) for _ in range(2)]
+    assert states_equal(*(net.state_dict() for net in nets_of_one_start))
+    for seed, net in enumerate(nets_of_one_start):
+        training.fit(net, small.train, RECIPE, epochs=1, seed=seed)
+    assert not states_equal(*(net.state_dict() for net in nets_of_one_start))
+
+
+def test_the_global_generator_is_left_alone(small, own_cache):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    training.trained("lenet", small, epochs=1, seed=0, quiet=True)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("recipe", sorted(training.RECIPES))
+def test_training_lowers_the_loss(small, recipe):
+    net = training.fresh("lenet", small, 0)
+    losses = training.fit(net, small.train, training.RECIPES[recipe], epochs=4, seed=0)
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("recipe", ["mge-sgd-momentum", "mge-adam"])
+def test_an_interrupted_fit_resumes_to_the_same_bits(small, tmp_path, recipe):
+    chosen = training.RECIPES[recipe]
+    checkpoint = tmp_path / "half.checkpoint"
+    epochs_run = []
+
+    def stop(epoch, loss):
+        epochs_run.append(epoch)
+        if epochs_run == [1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(small, recipe=chosen, checkpoint=checkpoint, progress=stop)
+    resumed = fitted(small, recipe=chosen, checkpoint=checkpoint, progress=stop)
+    assert epochs_run == [1, 2, 3]
+    assert states_equal(resumed, fitted(small, recipe=chosen))
+
+
+def test_batchnorm_statistics_survive_an_interruption(small, tmp_path):
+    few = small.train.take(6, 0)
+    checkpoint = tmp_path / "half.checkpoint"
+    states = []
+    for cut in (True, False):
+        net = training.fresh("vgg11_bn", small, 0)
+        if cut:
+            training.fit(net, few, RECIPE, epochs=1, seed=0, checkpoint=checkpoint)
+            net = training.fresh("vgg11_bn", small, 1)
+        training.fit(net, few, RECIPE, epochs=2, seed=0, checkpoint=checkpoint if cut else None)
+        states.append(net.state_dict())
+    assert states_equal(*states)
+    assert states[0]["net.features.1.num_batches_tracked"] == 2
+
+
+def test_a_trailing_batch_of_one_image_does_not_stop_batchnorm(small):
+    net = training.fresh("vgg11_bn", small, 0)
+    odd = small.train.take(9, 0)
+    losses = training.fit(net, odd, training.Recipe("sgd", 0.001, batch=4), epochs=1, seed=0)
+    assert torch.tensor(losses).isfinite().all()
+
+
+def test_a_second_call_reads_the_cache(small, own_cache, monkeypatch, capsys):
+    first = training.trained("lenet", small, epochs=2, seed=1)
+    assert "from the cache" not in capsys.readouterr().err
+
+    def refuse(*args, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "fit", refuse)
+    second = training.trained("lenet", small, epochs=2, seed=1)
+    assert "lenet on mnist, seed 1: from the cache" in capsys.readouterr().err
+    assert states_equal(first.state_dict(), second.state_dict())
+    assert not second.training
+    for change in ({"seed": 2}, {"epochs": 3}, {"recipe": "mge-sgd"}):
+        with pytest.raises(AssertionError, match="trained again"):
+            training.trained("lenet", small, **{"epochs": 2, "seed": 1, **change}, quiet=True)
+
+
+def test_what_is_cached_says_how_it_was_made(small, own_cache):
+    training.trained("lenet", small, epochs=2, seed=1, quiet=True)
+    (weights,) = (own_cache / "models").glob("*.safetensors")
+    settings = store.load_weights(weights)[1]
+    assert (settings["arch"], settings["epochs"], settings["seed"]) == ("lenet", 2, 1)
+    assert settings["data"]["digest"] == small.digest
+    assert settings["recipe"]["rate"] == 0.001
+    assert len(settings["losses"]) == 2
+    assert list(weights.parent.glob("*.checkpoint")) == []
+
+
+def test_damaged_weights_are_named_and_nothing_is_lost(small, own_cache):
+    net = training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    (weights,) = (own_cache / "models").glob("*.safetensors")
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(MgenbError, match=r"\.safetensors .* damaged; delete it and run again"):
+        training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    assert len(weights.read_bytes()) == len(good)
+    weights.unlink()
+    again = training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    assert states_equal(net.state_dict(), again.state_dict())
+    assert weights.read_bytes() == good
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adam"])
+def test_training_that_diverges_is_refused_and_not_cached(small, own_cache, monkeypatch, recipe):
+    monkeypatch.setitem(training.RECIPES, "wild", training.Recipe(recipe, 1e30))
+    with pytest.raises(MgenbError, match=r"training diverged in epoch .*smaller rate"):
+        training.trained("lenet", small, recipe="wild", epochs=3, seed=0, quiet=True)
+    assert list(own_cache.rglob("*.safetensors")) == []
+
+
+def test_untrained_networks_score_chance_and_trained_ones_do_not(small, lenet):
+    right = [population.correct(training.fresh("lenet", small, seed), small.val).sum() for seed in range(5)]
+    low, high = stats.proportion(int(sum(right)), 5 * len(small.val)).interval(0.999)
+    assert low <= 0.1 <= high
+    assert population.accuracy(lenet, small.val) > 50
+
+
+def test_wrong_requests(small):
+    with pytest.raises(MgenbError, match="epochs is 0"):
+        training.trained("lenet", small, epochs=0, seed=0)
+    with pytest.raises(MgenbError, match="did you mean 'mge-adam'"):
+        training.trained("lenet", small, recipe="mgeadam", epochs=1, seed=0)
+    with pytest.raises(MgenbError, match="unknown architecture"):
+        training.trained("alexnet", small, epochs=1, seed=0)
+
+
+def test_normalisation_is_that_of_the_training_images(small):
+    net = training.fresh("lenet", small, 0)
+    out = net.get_submodule("normalise")(small.train.images)[:, :, 2:-2, 2:-2]
+    assert out.mean().item() == pytest.approx(0, abs=1e-3)
+    assert out.std().item() == pytest.approx(1, abs=1e-3)
+    assert set(nets.ARCHITECTURES) >= {"lenet", "vgg11", "vgg16", "resnet18"}
+
+
+BOTH_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from mgenb import data, store, training
+digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
+Path(sys.argv[1]).touch()
+while not all(Path(name).exists() for name in sys.argv[1:3]):
+    time.sleep(0.005)
+net = training.trained("lenet", digits, epochs=10, seed=7)
+print(store.key_of({name: tensor.tolist() for name, tensor in net.state_dict().items()}))
+"""
+
+
+def test_two_processes_that_want_one_network_train_it_once(own_cache, tmp_path):
+    flags = [str(tmp_path / "a"), str(tmp_path / "b")]
+    commands = [[sys.executable, "-c", BOTH_AT_ONCE, *order] for order in (flags, flags[::-1])]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+    assert sorted("from the cache" in err for _, err in outputs) == [False, True]
+    assert len(list(own_cache.rglob("*.safetensors"))) == 1
