@@ -65,9 +65,7 @@ def list_() -> None:
 
 @app.command()
 def run(
-    which: Annotated[
-        str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")
-    ],
+    which: Annotated[str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")],
     profile: Profile = "quick",
     parameter: Annotated[
         list[str] | None,
@@ -143,9 +141,7 @@ def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
 @app.command()
 def claims(
     paper: Annotated[str | None, typer.Option(help="Only this paper: mge or mega.")] = None,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="Also what a sceptic would ask about the records.")
-    ] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="Also what a sceptic would ask about the records.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Only claims with a verdict, as a table in Markdown.")
     ] = False,
@@ -185,9 +181,7 @@ def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> N
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
-    kinds = Counter(
-        verdicts[claim.id].verdict if claim.id in verdicts else "not tested yet" for claim in known
-    )
+    kinds = Counter(verdicts[claim.id].verdict if claim.id in verdicts else "not tested yet" for claim in known)
     print(f"{len(known)} claims: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
 
 

@@ -94,9 +94,7 @@ def generate(base: Mapping[str, torch.Tensor], settings: Settings, seed: int) ->
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
     """
-    return frequency.change_layers(
-        base, lambda name, weight: generate_layer(weight, settings, derive(seed, name))
-    )
+    return frequency.change_layers(base, lambda name, weight: generate_layer(weight, settings, derive(seed, name)))
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
@@ -114,9 +112,7 @@ def candidates(
         yield candidate_seed, generate(base, settings, candidate_seed)
 
 
-def noise_of_same_norm(
-    base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor], seed: int
-) -> State:
+def noise_of_same_norm(base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor], seed: int) -> State:
     """Return `base` plus Gaussian noise whose norm in each weight layer is that of `changed - base`: the control."""
 
     def layer(name: str, weight: torch.Tensor) -> torch.Tensor:

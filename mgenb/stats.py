@@ -87,9 +87,7 @@ def clustered(values: ArrayLike, clusters: Sequence[object], unit: str = "base m
     """
     x = _numbers("values", values)
     if len(clusters) != x.size:
-        raise MgenbError(
-            f"{x.size} values with {len(clusters)} cluster labels; give one label for each value"
-        )
+        raise MgenbError(f"{x.size} values with {len(clusters)} cluster labels; give one label for each value")
     groups: dict[object, list[float]] = {}
     for label, value in zip(clusters, x, strict=True):
         groups.setdefault(label, []).append(float(value))

@@ -72,9 +72,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def _cannot_write(path: Path, error: Exception) -> MgenbError:
     reason = getattr(error, "strerror", None) or error
-    return MgenbError(
-        f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder"
-    )
+    return MgenbError(f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -43,9 +43,7 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=recipe.rate)
 
 
-def fit_epoch(
-    net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.optim.Optimizer, seed: int
-) -> float:
+def fit_epoch(net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.optim.Optimizer, seed: int) -> float:
     """Train for one pass over `train` in an order drawn from `seed`; return the mean loss.
 
     The global generator is seeded inside a fork, so that dropout repeats and nothing outside changes.

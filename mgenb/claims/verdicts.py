@@ -234,9 +234,7 @@ def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]
         yield _verdict(get(name), estimate, scales[name], p_own, 1 - alpha, decided)
 
 
-def _verdict(
-    claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool
-) -> Verdict:
+def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool) -> Verdict:
     interval = estimate.interval(level)
     verdict = decide(claim, interval) if decided else "inconclusive"
     notes = []
@@ -247,9 +245,7 @@ def _verdict(
     if not _at_paper_scale(claim, scale):
         notes.append(f"at reduced scale: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
     low, high = estimate.interval(0.95)
-    return Verdict(
-        claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p
-    )
+    return Verdict(claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p)
 
 
 def _obstacle(claim: Claim, scale: Scale) -> str:

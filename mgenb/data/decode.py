@@ -109,9 +109,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def part_of(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path) -> Part:
     """Return a Part in which each image is its own group; MgenbError when images and labels do not match."""
     if len(images) != len(labels) or len(labels) == 0 or labels.max() >= len(classes):
-        raise MgenbError(
-            f"{path}: {len(images)} images do not fit {len(labels)} labels of {len(classes)} classes"
-        )
+        raise MgenbError(f"{path}: {len(images)} images do not fit {len(labels)} labels of {len(classes)} classes")
     return Part(images, labels.astype(np.int64), np.arange(len(labels)))
 
 
@@ -153,9 +151,7 @@ def _check_classes(path: Path, entries: Sequence[Entry], few_shot: bool) -> None
     for split in ("val", "test"):
         shared, differing = classes["train"] & classes[split], classes["train"] ^ classes[split]
         if few_shot and shared:
-            raise MgenbError(
-                f"{path}: class {min(shared)} is in train and in {split}, which must not share any"
-            )
+            raise MgenbError(f"{path}: class {min(shared)} is in train and in {split}, which must not share any")
         if not few_shot and classes[split] and differing:
             raise MgenbError(f"{path}: class {min(differing)} is in only one of train and {split}")
 
@@ -165,9 +161,7 @@ def _open(entry: Entry, resize: int | None) -> tuple[Image.Image, str, str | Non
         with Image.open(io.BytesIO(entry.read())) as file:
             image, mode, kind = file.convert("RGB"), file.mode, file.format
     except DAMAGE as error:
-        raise MgenbError(
-            f"{entry.name} is damaged or not an image ({error}): replace it or take it out"
-        ) from error
+        raise MgenbError(f"{entry.name} is damaged or not an image ({error}): replace it or take it out") from error
     if mode.startswith(("I", "F")):
         raise MgenbError(f"{entry.name} has pixels of more than 8 bits (mode {mode}): save it with 8 bits")
     if resize:
@@ -188,9 +182,7 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
     `read` runs only when the cache has nothing for these files (path, size, time), or something damaged;
     the latter gives a warning.
     """
-    key = store.key_of(
-        {"files": _identity(path), "name": name, "version": VERSION, "pillow": PIL.__version__}
-    )
+    key = store.key_of({"files": _identity(path), "name": name, "version": VERSION, "pillow": PIL.__version__})
     folder = store.cache_dir() / "arrays" / key
     with store.lock(folder):
         if (folder / "arrays.json").exists():
@@ -203,9 +195,7 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
 
 
 def _identity(path: Path) -> list[tuple[str, int, int]]:
-    files = (
-        [path] if path.is_file() else [Path(top, name) for top, _, names in os.walk(path) for name in names]
-    )
+    files = [path] if path.is_file() else [Path(top, name) for top, _, names in os.walk(path) for name in names]
     stats = ((str(file.resolve()), file.stat()) for file in sorted(files))
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 

@@ -101,9 +101,7 @@ def _own_images(path: Path, source: str) -> Found:
     if source == "samples":
         raise MgenbError(f"source='samples' reads only what is shipped, not {path}: use source='auto'")
     if not path.exists():
-        raise MgenbError(
-            f"{path} does not exist: give a folder or .zip with {LAYOUT}, or one of {', '.join(NAMES)}"
-        )
+        raise MgenbError(f"{path} does not exist: give a folder or .zip with {LAYOUT}, or one of {', '.join(NAMES)}")
     if path.is_file() and path.suffix != ".zip":
         raise MgenbError(f"{path} is neither a folder nor a .zip: expected one with {LAYOUT}")
     name = path.resolve().stem if path.is_file() else path.resolve().name
@@ -226,9 +224,7 @@ def read_gtsrb(folder: Path) -> Arrays:
         entries.append(Entry("train", file.parent.name, group, str(file), file.read_bytes))
     table = _need(folder.parent / "GT-final_test.csv")
     with reading(table), table.open(newline="") as lines:
-        rows = [
-            (row["Filename"], f"{int(row['ClassId']):05d}") for row in csv.DictReader(lines, delimiter=";")
-        ]
+        rows = [(row["Filename"], f"{int(row['ClassId']):05d}") for row in csv.DictReader(lines, delimiter=";")]
     for name, label in rows:
         file = _need(folder / "Final_Test" / "Images" / name)
         entries.append(Entry("test", label, name, str(file), file.read_bytes))
@@ -260,15 +256,11 @@ def read_omniglot(folder: Path) -> Arrays:
             names, read = stack.enter_context(_open_tree(path))
             files = [member.split("/") for member in sorted(names) if member.endswith(".png")]
             if not files or any(len(parts) != 4 for parts in files):
-                raise MgenbError(
-                    f"{path} has the wrong layout: expected {name}/<alphabet>/<character>/<drawing>.png"
-                )
+                raise MgenbError(f"{path} has the wrong layout: expected {name}/<alphabet>/<character>/<drawing>.png")
             for parts in files:
                 if split == "train" or parts[1] not in alphabets:
                     member, label = "/".join(parts), "/".join(parts[1:3])
-                    entries.append(
-                        Entry(split, label, member, f"{path.name}/{member}", partial(read, member))
-                    )
+                    entries.append(Entry(split, label, member, f"{path.name}/{member}", partial(read, member)))
             alphabets |= {parts[1] for parts in files}
         return decode(folder, entries, few_shot=True, resize=28)
 

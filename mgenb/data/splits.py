@@ -161,9 +161,7 @@ def split_indices(
         members = np.flatnonzero(labels == label)
         found, sizes = np.unique(groups[members], return_counts=True)
         if len(found) < 2:
-            raise MgenbError(
-                f"class {names[label]} of train has one image or track; train and val need one each"
-            )
+            raise MgenbError(f"class {names[label]} of train has one image or track; train and val need one each")
         order = rng.permutation(len(found))
         taken = 1 + int(np.argmin(np.abs(np.cumsum(sizes[order]) - target)))
         chosen = found[order[: min(taken, len(found) - 1)]]

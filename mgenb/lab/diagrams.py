@@ -54,13 +54,9 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return fig, ax
 
 
-def _note(
-    ax: Axes, xy: Point, text: str, *, size: float = 8.5, ha: str = "center", color: str = MUTED
-) -> Text:
+def _note(ax: Axes, xy: Point, text: str, *, size: float = 8.5, ha: str = "center", color: str = MUTED) -> Text:
     """Write `text` at `xy`."""
-    return ax.text(
-        *xy, text, size=size, ha=ha, va="center", color=color, family="DejaVu Sans", linespacing=1.3
-    )
+    return ax.text(*xy, text, size=size, ha=ha, va="center", color=color, family="DejaVu Sans", linespacing=1.3)
 
 
 def _box(
@@ -77,9 +73,7 @@ def _box(
     The box and its text share a gid, by which tests pair them.
     """
     (x, y), w, h = xy, width / 2, height / 2
-    patch = FancyBboxPatch(
-        (x - w, y - h), width, height, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.4
-    )
+    patch = FancyBboxPatch((x - w, y - h), width, height, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.4)
     patch.set(edgecolor=hue, facecolor=mpl.colors.to_rgba(hue, 0.13), gid=f"box:{text}")
     ax.add_patch(patch)
     _note(ax, (x, y - drop), text, size=9, color=TEXT).set_gid(f"box:{text}")
@@ -132,9 +126,7 @@ def mge_overview() -> Figure:
     pool = _box(ax, (5.05, 0.55), "model pool", 1.9, 0.8, GREEN, drop=0.25)
     for across in (-0.55, 0, 0.55):
         _network(ax, (5.05 + across, 0.68), GREEN, 0.7)
-    evolve = _box(
-        ax, (1.9, 0.55), "E-MGE: evolve the pool\nfor robustness or\nfew-shot tasks", 2.1, 0.8, VERMILLION
-    )
+    evolve = _box(ax, (1.9, 0.55), "E-MGE: evolve the pool\nfor robustness or\nfew-shot tasks", 2.1, 0.8, VERMILLION)
     _arrow(ax, base.right, dct.left)
     _arrow(ax, inverse.right, new.left)
     for middle in (keep, redraw):
@@ -245,8 +237,7 @@ def mega_loop() -> Figure:
     """Draw MeGA's genetic algorithm for two parents (MeGA, Fig. 1)."""
     fig, ax = _canvas(10.2, 5.1, "MeGA: merging two trained networks by a genetic algorithm")
     parents = [
-        _box(ax, (0.95, y), f"parent $ {name} $", 1.3, 1.0, GREEN, drop=0.32)
-        for name, y in (("A", 3.4), ("B", 2.1))
+        _box(ax, (0.95, y), f"parent $ {name} $", 1.3, 1.0, GREEN, drop=0.32) for name, y in (("A", 3.4), ("B", 2.1))
     ]
     for y in (3.4, 2.1):
         _network(ax, (0.95, y + 0.12), GREEN)

@@ -18,9 +18,7 @@ from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
-TOKEN = re.compile(
-    r"(?:[\w.-]+: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?|mechanism .+: .+)"
-)
+TOKEN = re.compile(r"(?:[\w.-]+: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?|mechanism .+: .+)")
 LONGEST_MESSAGE = 300
 
 
@@ -162,9 +160,7 @@ def execute(job: Job) -> Outcome:
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MgenbError(
-            f"cannot make {job.out}: {error.strerror}; give another folder with --out"
-        ) from error
+        raise MgenbError(f"cannot make {job.out}: {error.strerror}; give another folder with --out") from error
     record = job.out / f"{job.notebook.stem}.json"
     record.unlink(missing_ok=True)  # the one of an earlier run would pass for this run's
     began, error_text = time.monotonic(), ""

@@ -47,9 +47,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     print(f"{stem}: profile {profile}, seed {seed}")
     for name, value in settings.items():
         print(f"  {name} = {value}")
-    print(
-        f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr
-    )
+    print(f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
     return run
 
 
@@ -128,9 +126,7 @@ class Run:
             test_limit=s.test or None,
             download=not quick,
         ).to(self.device)
-        counts = (
-            f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
-        )
+        counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
         print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
         self._result["data"].append(dataset.describe())
         return dataset
@@ -210,24 +206,18 @@ class Run:
         """Judge the evidence as one family (Holm) and print one token a claim."""
         if self._scale is None:
             raise MgenbError("no base networks were made: call run.bases before run.verdicts")
-        self._verdicts = claims.judge(
-            self._estimates, self._scale, blocked=self._blocked, differ=self._differ
-        )
+        self._verdicts = claims.judge(self._estimates, self._scale, blocked=self._blocked, differ=self._differ)
         for verdict in self._verdicts:
             print(verdict.token)
 
     def claims_table(self) -> pd.DataFrame:
         """Return paper against measured, a row a claim of this notebook."""
         judged = {verdict.claim.id: verdict for verdict in self._verdicts}
-        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index(
-            "claim"
-        )
+        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index("claim")
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Record a table of results under `name` and return it for display."""
-        self._result["tables"][name] = json.loads(
-            frame.reset_index().to_json(orient="records", double_precision=6)
-        )
+        self._result["tables"][name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -253,9 +243,7 @@ class Run:
             **self._result,
         }
         named = {"stem": self.notebook.stem, "profile": self.profile}
-        store.write_json(
-            path, {**named, "result": result, "figures": self._figures, "context": self._context()}
-        )
+        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": self._context()})
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 

@@ -14,9 +14,7 @@ def _vgg(config: str, batch_norm: bool, channels: int, classes: int) -> nn.Modul
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return nn.Sequential(
-        OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
-    )
+    return nn.Sequential(OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes)))
 
 
 def vgg11(channels: int, classes: int) -> nn.Module:

@@ -103,9 +103,7 @@ def test_damaged_idx(tmp_path, cut):
     raw.mkdir(parents=True)
     refused("train-images-idx3-ubyte.gz is missing", "mnist", data_dir=str(tmp_path))
     labels = gzip.compress(b"\0\0\x08\x01" + (4).to_bytes(4, "big") + bytes(4))
-    images = gzip.compress(
-        b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (4, 28, 28)) + bytes(4 * 784)
-    )
+    images = gzip.compress(b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (4, 28, 28)) + bytes(4 * 784))
     for prefix in ("train", "t10k"):
         (raw / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(labels)
         (raw / f"{prefix}-images-idx3-ubyte.gz").write_bytes(images)
@@ -117,9 +115,7 @@ def test_damaged_idx(tmp_path, cut):
     refused("train-images-idx3-ubyte.gz is damaged", "mnist", data_dir=str(tmp_path))
     bad.write_bytes(gzip.compress(b"\0\0\x0d\x03" + gzip.decompress(images)[4:]))
     refused("magic number 0xd03", "mnist", data_dir=str(tmp_path))
-    bad.write_bytes(
-        gzip.compress(b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 28, 28)) + bytes(784))
-    )
+    bad.write_bytes(gzip.compress(b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 28, 28)) + bytes(784)))
     refused("1 images do not fit 4 labels", "mnist", data_dir=str(tmp_path))
 
 

@@ -238,17 +238,11 @@ def test_contradicted_comparison_says_which_way() -> None:
 
 
 def test_holm_makes_a_family_stricter() -> None:
-    weak = next(
-        noisy(c)
-        for c in np.linspace(1, 2, 400)
-        if 0.03 < claims.p_value(claim("comparison"), noisy(c)) < 0.05
-    )
+    weak = next(noisy(c) for c in np.linspace(1, 2, 400) if 0.03 < claims.p_value(claim("comparison"), noisy(c)) < 0.05)
     assert claims.judge({HIGH_LOW: weak}, QUICK)[0].verdict == "reproduced"
     assert [v.verdict for v in claims.judge({HIGH_LOW: weak, HIGH_MID: weak}, QUICK)] == ["inconclusive"] * 2
     # The stronger claim goes first, and the weaker one is then alone.
-    assert [v.verdict for v in claims.judge({HIGH_LOW: weak, HIGH_MID: noisy(90)}, QUICK)] == [
-        "reproduced"
-    ] * 2
+    assert [v.verdict for v in claims.judge({HIGH_LOW: weak, HIGH_MID: noisy(90)}, QUICK)] == ["reproduced"] * 2
 
 
 def false_rates(seeds: int, at: str, noise: float, runs: int = 300) -> tuple[float, float]:
@@ -267,8 +261,7 @@ def false_rates(seeds: int, at: str, noise: float, runs: int = 300) -> tuple[flo
             evidence[c.id] = stats.mean(truth + c.margin * noise * rng.normal(size=seeds))
         together += any(v.verdict == false[v.claim.kind] for v in claims.judge(evidence, QUICK))
         alone += any(
-            decide(claims.get(name), e.interval()) == false[claims.get(name).kind]
-            for name, e in evidence.items()
+            decide(claims.get(name), e.interval()) == false[claims.get(name).kind] for name, e in evidence.items()
         )
     return together / runs, alone / runs
 
@@ -335,9 +328,7 @@ def test_blocked_and_identical_models_leave_the_family() -> None:
     assert (blocked.verdict, blocked.reason) == ("not tested", "base accuracy 12 % is below 90 %")
     assert (equal.verdict, equal.reason) == ("not tested", "generated models do not differ from the base")
     assert claims.judge(evidence, QUICK, differ={HARMLESS: True})[1].verdict == "reproduced"
-    assert claims.judge({}, QUICK, blocked={HIGH_MID: "no data"})[0].token.endswith(
-        "not tested [quick, sample]"
-    )
+    assert claims.judge({}, QUICK, blocked={HIGH_MID: "no data"})[0].token.endswith("not tested [quick, sample]")
 
 
 def test_scale_may_differ_within_a_family() -> None:
@@ -355,10 +346,7 @@ def test_json_is_finite_and_comes_back() -> None:
 
 
 def test_best_evidence() -> None:
-    scales = [
-        Scale(p, v, "mnist", "vgg11")
-        for p, v in (("quick", "sample"), ("cpu", "official"), ("paper", "jpeg"))
-    ]
+    scales = [Scale(p, v, "mnist", "vgg11") for p, v in (("quick", "sample"), ("cpu", "official"), ("paper", "jpeg"))]
     verdicts = [claims.judge({HIGH_LOW: noisy(9)}, scale)[0] for scale in scales]
     assert claims.best(verdicts).scale.profile == "paper"
     untested = claims.not_tested(claims.get(HIGH_LOW), scales[2], "no GPU")

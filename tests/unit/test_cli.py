@@ -16,9 +16,7 @@ from mgenb.lab import catalog, doctor, execute
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
-PARAMETERS = (
-    'profile: str = "quick"\nseed: int = 0\nz: float = 0.0  # size\nfull: bool = False\nname: str = ""'
-)
+PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = 0.0  # size\nfull: bool = False\nname: str = ""'
 RECORD = """
 import json, os, pathlib
 out = pathlib.Path(os.environ["MGENB_OUT"])
@@ -118,9 +116,7 @@ def test_all_takes_only_parameters_that_every_notebook_has(project, call):
     for notebook in catalog.notebooks():
         if notebook.stem != STEM:
             path = project / "notebooks" / f"{notebook.stem}.ipynb"
-            path.write_text(
-                (project / "notebooks" / f"{STEM}.ipynb").read_text().replace("z: float", "y: float")
-            )
+            path.write_text((project / "notebooks" / f"{STEM}.ipynb").read_text().replace("z: float", "y: float"))
     assert call("run", "all", "-p", "seed=1", "--dry-run")[0] == 0
     code, _, err = call("run", "all", "-p", "z=1", "--dry-run")
     assert code == 2

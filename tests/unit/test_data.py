@@ -166,9 +166,7 @@ def test_take():
     assert torch.equal(some.images, again.images)
     assert not torch.equal(some.images, other.images)
     assert len(some.groups.unique()) == 200
-    assert (
-        torch.bincount(some.labels) / 200 - torch.bincount(train.labels) / len(train)
-    ).abs().max() <= 0.005
+    assert (torch.bincount(some.labels) / 200 - torch.bincount(train.labels) / len(train)).abs().max() <= 0.005
     at = torch.searchsorted(train.groups, some.groups)
     assert torch.equal(train.images[at], some.images)
     assert torch.equal(train.labels[at], some.labels)
@@ -269,12 +267,8 @@ def test_download_goes_into_the_cache_once(tmp_path, monkeypatch):
     def fetch(root, download):
         fetched.append(root)
         for prefix in ("train", "t10k"):
-            write_idx(
-                Path(root, f"MNIST/raw/{prefix}-images-idx3-ubyte.gz"), np.zeros((20, 28, 28), np.uint8)
-            )
-            write_idx(
-                Path(root, f"MNIST/raw/{prefix}-labels-idx1-ubyte.gz"), np.arange(20, dtype=np.uint8) % 10
-            )
+            write_idx(Path(root, f"MNIST/raw/{prefix}-images-idx3-ubyte.gz"), np.zeros((20, 28, 28), np.uint8))
+            write_idx(Path(root, f"MNIST/raw/{prefix}-labels-idx1-ubyte.gz"), np.arange(20, dtype=np.uint8) % 10)
 
     monkeypatch.setattr("torchvision.datasets.MNIST", fetch)
     for _ in range(2):
@@ -302,9 +296,7 @@ def test_torchvision_layout_of_gtsrb(tmp_path):
     files |= {f"GTSRB/Final_Test/Images/{i}.ppm": picture(i, (50, 50), kind="PPM") for i in range(3)}
     folder = as_folder(tmp_path / "gtsrb", files)
     with (folder / "GT-final_test.csv").open("w", newline="") as out:
-        csv.writer(out, delimiter=";").writerows(
-            [["Filename", "ClassId"], *[(f"{i}.ppm", i % 2) for i in range(3)]]
-        )
+        csv.writer(out, delimiter=";").writerows([["Filename", "ClassId"], *[(f"{i}.ppm", i % 2) for i in range(3)]])
     ds = data.load("gtsrb", data_dir=str(tmp_path))
     assert (ds.size, ds.classes, len(ds.train), len(ds.val)) == (32, ("00000", "00001"), 6, 6)
     assert not set(ds.train.groups.tolist()) & set(ds.val.groups.tolist())

@@ -68,9 +68,7 @@ def drawing(request: pytest.FixtureRequest) -> Figure:
 
 
 def texts(fig: Figure) -> list[Text]:
-    found = fig.findobj(
-        lambda artist: isinstance(artist, Text) and artist.get_visible() and artist.get_text()
-    )
+    found = fig.findobj(lambda artist: isinstance(artist, Text) and artist.get_visible() and artist.get_text())
     return [text for text in found if text.get_text().strip()]
 
 

@@ -68,9 +68,7 @@ def test_flat_reads_row_after_row_also_from_a_channels_last_tensor():
 
 def test_a_shuffled_transform_is_orthonormal_and_another_one_for_another_index():
     identity = torch.eye(24, dtype=torch.float64)
-    matrix = torch.stack(
-        [frequency.to_coefficients(row.reshape(4, 6), "shuffled:3").reshape(-1) for row in identity]
-    )
+    matrix = torch.stack([frequency.to_coefficients(row.reshape(4, 6), "shuffled:3").reshape(-1) for row in identity])
     assert torch.allclose(matrix @ matrix.T, identity, atol=1e-12)
     weight = tensor((4, 6))
     others = [frequency.to_coefficients(weight, name) for name in ("shuffled:3", "shuffled:4", "flat")]
@@ -218,9 +216,7 @@ def test_seeds_decide_random_choices():
     one, same, other = (frequency.select(weight, "random", 100, seed=seed) for seed in (1, 1, 2))
     assert one.equal(same)
     assert not one.equal(other)
-    assert not frequency.fig7_change(weight, "mid", "flat", 1).equal(
-        frequency.fig7_change(weight, "mid", "flat", 2)
-    )
+    assert not frequency.fig7_change(weight, "mid", "flat", 1).equal(frequency.fig7_change(weight, "mid", "flat", 2))
 
 
 def test_layers_are_weights_and_nothing_else_is_changed():

@@ -19,9 +19,7 @@ def jittered(net, seed):
     """Return another state in which BatchNorm's statistics differ too."""
     generator = torch.Generator().manual_seed(seed)
     state = population.state_of(net)
-    floats = {
-        name: t for name, t in state.items() if t.is_floating_point() and not name.startswith("normalise")
-    }
+    floats = {name: t for name, t in state.items() if t.is_floating_point() and not name.startswith("normalise")}
     return {
         **state,
         **{n: t * (1 + 0.3 * torch.rand(t.shape, generator=generator)) for n, t in floats.items()},
@@ -66,9 +64,7 @@ class Failing(nn.Module):
 
 @pytest.mark.parametrize("last", [nn.Linear(784, 10), Failing()])
 def test_a_network_of_mixed_modes_leaves_in_them_also_after_a_failure(last):
-    net = nn.Sequential(
-        nn.Flatten(), nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(784), nn.Dropout()), last
-    ).train()
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(784), nn.Dropout()), last).train()
     net[2][0].eval()
     net[1].eval()
     modes = [module.training for module in net.modules()]

@@ -13,9 +13,7 @@ from mgenb.errors import MgenbError
 RUNS = 1000
 
 
-def coverage(
-    draw: Callable[[np.random.Generator], stats.Estimate], truth: float, level: float = 0.95
-) -> float:
+def coverage(draw: Callable[[np.random.Generator], stats.Estimate], truth: float, level: float = 0.95) -> float:
     rng = np.random.default_rng(0)
     intervals = [draw(rng).interval(level) for _ in range(RUNS)]
     return float(np.mean([low <= truth <= high for low, high in intervals]))
@@ -64,9 +62,7 @@ def test_wilson_known_values(k: int, n: int, low: float, high: float) -> None:
 
 
 def test_wilson_covers() -> None:
-    assert coverage(lambda rng: stats.proportion(rng.binomial(60, 0.9), 60), 0.9) == pytest.approx(
-        0.95, abs=0.03
-    )
+    assert coverage(lambda rng: stats.proportion(rng.binomial(60, 0.9), 60), 0.9) == pytest.approx(0.95, abs=0.03)
 
 
 @pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.1, 0.05, 200), (0.02, 0.02, 200), (0.3, 0.1, 50)])
@@ -94,9 +90,7 @@ def test_clustered_covers_where_a_plain_mean_does_not() -> None:
     def values(rng: np.random.Generator) -> np.ndarray:
         return rng.normal(0, 1, 5)[labels] + rng.normal(0, 0.5, 100)
 
-    assert coverage(lambda rng: stats.clustered(values(rng), labels.tolist()), 0) == pytest.approx(
-        0.95, abs=0.03
-    )
+    assert coverage(lambda rng: stats.clustered(values(rng), labels.tolist()), 0) == pytest.approx(0.95, abs=0.03)
     assert coverage(lambda rng: stats.mean(values(rng)), 0) < 0.7
     assert stats.clustered([1.0, 2, 3], ["a", "a", "b"]).n == 2
 

@@ -15,9 +15,7 @@ from mgenb.errors import MgenbError
 VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers(), max_size=3)
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")]
-)
+@pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "weights.bin"
     store.write_atomic(path, lambda temporary: temporary.write_bytes(b"old"))
@@ -104,9 +102,7 @@ def test_words_and_formatting_do_not_change_the_version_of_code(tmp_path):
     assert version(tmp_path, SAME) == version(tmp_path, BEFORE)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("2 * x", "3 * x"), ("0.1", "0.2"), ("def f", "def g"), ("(x)", "(y)")]
-)
+@pytest.mark.parametrize(("old", "new"), [("2 * x", "3 * x"), ("0.1", "0.2"), ("def f", "def g"), ("(x)", "(y)")])
 def test_code_changes_the_version_of_code(tmp_path, old, new):
     assert version(tmp_path, BEFORE.replace(old, new)) != version(tmp_path, BEFORE)
 

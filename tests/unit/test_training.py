@@ -189,8 +189,7 @@ def test_two_processes_that_want_one_network_train_it_once(own_cache, tmp_path):
     flags = [str(tmp_path / "a"), str(tmp_path / "b")]
     commands = [[sys.executable, "-c", BOTH_AT_ONCE, *order] for order in (flags, flags[::-1])]
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in commands
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
     ]
     outputs = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
