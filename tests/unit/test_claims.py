@@ -36,7 +36,7 @@ BUILT_NOW = {
     "mge.fig7.mask_beats_magnitude": ("comparison", 1.0, "03_importance_mask"),
     "mge.fig7.mask_overlaps_magnitude": ("comparison", 0.05, "03_importance_mask"),
     "mge.fig3.same_distribution": ("equivalence", 0.05, "04_weight_distribution"),
-    "mge.fig3.surge": ("existence", 0.0, "04_weight_distribution"),
+    "mge.fig3.surge": ("existence", 0.05, "04_weight_distribution"),
 }
 
 
