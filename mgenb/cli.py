@@ -188,7 +188,8 @@ def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> N
 def _paper_value(claim: "Claim") -> str:
     if claim.paper_value is not None:
         return f"{claim.paper_value:g}"
-    return "" if claim.transcribed else "not transcribed"
+    numbered = claim.kind in ("value", "ratio", "bound", "setting")
+    return "not transcribed" if numbered and not claim.transcribed else ""
 
 
 def _print_markdown(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:

@@ -91,8 +91,8 @@ def find(name: str, source: str, data_dir: str | None, download: bool) -> Found:
     found = found or _sample(name)
     if not found:
         raise MgenbError(
-            f"no images of {name} to read with source={source!r}: with source='auto', put {_wanted(name)}"
-            " into the folder that data_dir or MGENB_DATA names"
+            f"no images of {name} (source {source!r}); put {_wanted(name)}"
+            " into the folder that data_dir or MGENB_DATA names, and use source 'auto'"
         )
     return found
 

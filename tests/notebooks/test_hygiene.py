@@ -142,3 +142,10 @@ def test_images_may_hold_anything(tmp_path):
 )
 def test_a_cell_shows_what_it_runs(source, shown):
     assert hygiene.shows(source) is shown
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_begins_with_its_title(path: Path) -> None:
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith(f"# {path.stem[:2]} · ")
