@@ -177,12 +177,20 @@ def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> N
     for claim in known:
         verdict = verdicts.get(claim.id)
         told = f"{verdict.verdict} [{verdict.scale}]" if verdict else "not tested yet"
-        rows.append((claim.id, claim.where, claim.kind, _paper_value(claim), told))
+        rows.append((claim.id, _where(claim), claim.kind, _paper_value(claim), told))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
     kinds = Counter(verdicts[claim.id].verdict if claim.id in verdicts else "not tested yet" for claim in known)
-    print(f"{len(known)} claims: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    controls = sum(claim.control for claim in known)
+    print(
+        f"{len(known)} claims, {controls} of them our own controls: "
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    )
+
+
+def _where(claim: "Claim") -> str:
+    return f"{claim.where} (inferred)" if claim.origin.startswith("inferred") else claim.where
 
 
 def _paper_value(claim: "Claim") -> str:

@@ -149,7 +149,7 @@ def band_mask(shape: torch.Size, transform: str, band: str) -> torch.Tensor:
 
 
 def random_part(mask: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return a mask of `count` positions drawn at random from those set in `mask`. Raises MgenbError if there are fewer."""
+    """Return a mask of `count` positions drawn at random from those set in `mask`; MgenbError if there are fewer."""
     places = mask.reshape(-1).nonzero().squeeze(1)
     if not 0 <= count <= len(places):
         raise MgenbError(f"cannot choose {count} positions of {len(places)}")
@@ -224,8 +224,8 @@ def select(
 
 
 def fig7_change(weight: torch.Tensor, band: str, transform: str, seed: int) -> torch.Tensor:
-    """Return how much each weight changes (absolute) when a random tenth of `band` is set to zero (Fig. 7)."""
+    """Return by how much each weight changes when a random tenth of `band` is set to zero (Fig. 7)."""
     inside = band_mask(weight.shape, transform, band)
     count = round(FIG7_SHARE * int(inside.sum()))
     mask = random_part(inside, count, torch_generator(seed, "fig7", band)).to(weight.device)
-    return (change_coefficients(weight, mask, 0.0, transform) - weight).abs()
+    return change_coefficients(weight, mask, 0.0, transform) - weight

@@ -1,5 +1,6 @@
 """Train networks once: recipes by name, checkpoints every epoch, and a cache that two processes can share."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -111,12 +112,18 @@ def fresh(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     return net.to(dataset.train.images.device)
 
 
+def _digest(split: Split) -> str:
+    digest = hashlib.sha256(split.images.cpu().numpy().tobytes())
+    digest.update(split.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
 def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> dict[str, Any]:
     family = sys.modules[nets.ARCHITECTURES[choose("architecture", arch, nets.ARCHITECTURES)].__module__]
     files = (__file__, nets.__file__, family.__file__, seeds.__file__)
     return {
         "arch": arch,
-        "data": dataset.describe(),
+        "data": {"name": dataset.name, "classes": dataset.num_classes, "train": _digest(dataset.train)},
         "recipe": {"name": recipe, **asdict(RECIPES[choose("recipe", recipe, RECIPES)])},
         "epochs": epochs,
         "seed": seed,

@@ -49,6 +49,18 @@ class Claim:
     transcribed: bool = True
     notes: str = ""
 
+    @property
+    def control(self) -> bool:
+        """Whether the claim is our own control, which the paper does not make."""
+        return "(control)" in self.where
+
+    @property
+    def origin(self) -> str:
+        """Who says so: "paper", "inferred from a figure" (its wording was not read), or "our control"."""
+        if self.control:
+            return "our control"
+        return "paper" if self.transcribed or self.kind in NUMBER_KINDS else "inferred from a figure"
+
 
 @cache
 def load(paper: str | None = None) -> tuple[Claim, ...]:

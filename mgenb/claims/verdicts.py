@@ -19,22 +19,28 @@ ALPHA = 0.05
 SMALLEST_P = 1e-12
 PROFILES = ("paper", "cpu", "quick")  # best evidence first
 NOT_TESTED = "not tested"
+WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What was run: profile ("quick", "cpu", "paper"), data variant ("official", "jpeg", "sample", ...)."""
+    """What was run: profile ("quick", "cpu", "paper"), data variant ("official", "jpeg", "sample", ...).
+
+    `changed` names the parameters that were set by hand, as "t=0.99": a claim judged so is told apart.
+    """
 
     profile: str
     variant: str
     dataset: str
     arch: str
+    changed: str = ""
 
     def __post_init__(self) -> None:
         choose("profile", self.profile, PROFILES)
 
     def __str__(self) -> str:
-        return self.profile if self.variant == "official" else f"{self.profile}, {self.variant}"
+        variant = "" if self.variant == "official" else self.variant
+        return ", ".join(part for part in (self.profile, variant, self.changed) if part)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Verdict:
             "id": self.claim.id,
             "verdict": self.verdict,
             "token": self.token,
-            "scale": {name: getattr(self.scale, name) for name in ("profile", "variant", "dataset", "arch")},
+            "scale": {name: getattr(self.scale, name) for name in ("profile", "variant", "dataset", "arch", "changed")},
             **numbers,
             "n": self.n,
             "unit": self.unit,
@@ -261,9 +267,10 @@ def _obstacle(claim: Claim, scale: Scale) -> str:
 
 
 def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
-    """Whether profile, dataset and network are the paper's; what is not known of them never matches."""
+    """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
     wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
-    return scale.profile == "paper" and all(paper in ("any", ours) for paper, ours in wanted)
+    whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
+    return whole and all(paper in ("any", ours) for paper, ours in wanted)
 
 
 def _about(claim: Claim) -> str:

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +23,21 @@ from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, figures
 
-Candidate = tuple[nn.Module, Mapping[str, torch.Tensor] | None]
+State = Mapping[str, torch.Tensor]
+# a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
+Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+
+PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
+SHARES = ("t", "share")
+NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
+AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
     """Resolve profile, device and parameters of the notebook `stem`, print them, and return the run.
 
-    A parameter given as 0, 0.0 or "" takes the profile's value. Raises MgenbError for an unknown profile,
-    parameter or device, a negative seed, or a value of the wrong type.
+    A parameter given as 0 (int), -1.0 (float) or "" takes the profile's value. Raises MgenbError for an unknown
+    profile, parameter or device, a negative seed, or a value of the wrong type.
     """
     notebook = catalog.find(stem)
     defaults = notebook.defaults(profile)
@@ -40,7 +47,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     for name, value in own.items():
         if name not in defaults:
             raise MgenbError(f"{stem} has no parameter {name!r}{nearest(name, defaults)}")
-        if value not in (0, ""):
+        if value != PROFILES_VALUE[type(defaults[name])]:
             settings[name] = _as_type(name, value, type(defaults[name]))
     figures.use_style()
     run = Run(notebook, profile, seed, _device(device), settings)
@@ -64,7 +71,9 @@ def _as_type(name: str, value: Any, wanted: type) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
         raise MgenbError(f"{name} is {value!r}; right is a value of type {wanted.__name__}")
     if isinstance(value, int | float) and not 0 <= value < math.inf:
-        raise MgenbError(f"{name} is {value!r}; right is a positive number (0 for the profile's value)")
+        raise MgenbError(f"{name} is {value!r}; right is a number of at least 0")
+    if name in SHARES and isinstance(value, int | float) and value > 1:
+        raise MgenbError(f"{name} is {value!r}; right is a number from 0 to 1")
     return value
 
 
@@ -98,6 +107,7 @@ class Run:
         self._differ: dict[str, bool] = {}
         self._blocked: dict[str, str] = {}
         self._scale: claims.Scale | None = None
+        self._chance = 0.0
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
         self._result: dict[str, Any] = {
@@ -109,8 +119,8 @@ class Run:
             "readings": [],
         }
 
-    def load(self, name: str = "", train: int = 0) -> data.Dataset:
-        """Return the settings' dataset (or `name`) on the device, with `train` images instead of the settings'.
+    def load(self, name: str = "", whole: bool = False) -> data.Dataset:
+        """Return the settings' dataset (or `name`) on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine. A limit of 0 means all there are.
@@ -121,9 +131,9 @@ class Run:
             name,
             source="samples" if quick else "auto",
             seed=self.seed,
-            train_limit=train or s.train or None,
-            val_limit=s.val or None,
-            test_limit=s.test or None,
+            train_limit=(not whole and s.train) or None,
+            val_limit=(not whole and s.val) or None,
+            test_limit=(not whole and s.test) or None,
             download=not quick,
         ).to(self.device)
         counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
@@ -151,23 +161,34 @@ class Run:
         fine = min(accuracies) >= floor
         print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
         if self._scale is None:
-            self._scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch)
+            self._scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
             if not fine:
                 reason = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
                 self._blocked = {claim.id: reason for claim in self._claims()}
         return nets
 
+    def _by_hand(self) -> str:
+        """Name the settings that are not the profile's, as "t=0.99", but for how much is averaged over."""
+        usual = self.notebook.defaults(self.profile)
+        told = {name: v for name, v in self.settings.items() if v != usual[name] and name not in NOT_TOLD}
+        return ", ".join(f"{name}={value}" for name, value in told.items())
+
     def final_test(self, dataset: data.Dataset, models: Mapping[Any, Candidate]) -> dict[Any, torch.Tensor]:
         """Return label -> which test images are right (bool [n], CPU): the one look at the sealed test split.
 
-        `models` maps a label to (network, state_dict or None). The look is counted and stands in the record.
+        `models` maps a label to (network, state_dict, or what makes one when called, or None). The look is
+        counted and stands in the record.
         """
         if not models:
             raise MgenbError("final_test was given no models")
         reason = f"{self.notebook.stem}: {len(models)} models"
         test = dataset.test.unseal(reason)
         self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
-        return {label: population.correct(net, test, state) for label, (net, state) in models.items()}
+        self._chance = 100 / dataset.num_classes
+        return {
+            label: population.correct(net, test, state() if callable(state) else state)
+            for label, (net, state) in models.items()
+        }
 
     def mechanism(self, name: str, value: object) -> None:
         """Print and record a fact of the method that holds at any scale; nbval compares it."""
@@ -181,10 +202,21 @@ class Run:
         if differ is not None:
             self._differ[claim_id] = differ
 
+    def compare(self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str) -> None:
+        """Record as evidence how many points more `worse` loses than `better` (see `points_lost`).
+
+        Where both are at chance the claim is *not tested*: nothing is left to compare.
+        """
+        left = max(_accuracy(look, method) for method in (better, worse))
+        if left < self._chance + AT_CHANCE:
+            self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
+        self.evidence(claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)))
+
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
         """Record what another reading of the ambiguous method measured for a claim."""
         low, high = estimate.interval()
-        verdict = claims.decide(claims.get(claim_id), (low, high))
+        blocked = claim_id in self._blocked or not self._differ.get(claim_id, True)
+        verdict = claims.NOT_TESTED if blocked else claims.decide(claims.get(claim_id), (low, high))
         ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
         entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
         self._result["readings"].append({**entry, "verdict": verdict})
@@ -196,17 +228,21 @@ class Run:
     def paper_says(self) -> None:
         """Print the claims of this notebook, from the registry."""
         for claim in self._claims():
-            print(f"{claim.id} ({claim.where}, {claim.kind}, margin {claim.margin:g} {claim.unit})")
+            print(f"{claim.id} ({claim.where}; {claim.origin}; {claim.kind}, margin {claim.margin:g} {claim.unit})")
             print(f"    {claim.statement}")
 
     def _claims(self) -> list[claims.Claim]:
         return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
 
     def verdicts(self) -> None:
-        """Judge the evidence as one family (Holm) and print one token a claim."""
+        """Judge the evidence as one family (Holm) and print one token a claim; settings are not judged."""
         if self._scale is None:
             raise MgenbError("no base networks were made: call run.bases before run.verdicts")
-        self._verdicts = claims.judge(self._estimates, self._scale, blocked=self._blocked, differ=self._differ)
+        judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
+        blocked = {name: "no evidence in this notebook" for name in judged if name not in self._estimates}
+        self._verdicts = claims.judge(
+            self._estimates, self._scale, blocked={**blocked, **self._blocked}, differ=self._differ
+        )
         for verdict in self._verdicts:
             print(verdict.token)
 
@@ -269,25 +305,30 @@ def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
     `look` maps (label, base index, draw) to which images are right, and holds ("base", index, 0) for every
     base; the draws of one base are averaged, since they are not independent.
     """
-    hits = {key: right.double().mean().item() for key, right in look.items()}
+    hits = {key: 100 * right.double().mean().item() for key, right in look.items()}
     lost = []
     for index in sorted({base for _, base, _ in look}):
         draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
         lost.append(hits["base", index, 0] - np.mean(draws))
-    return 100 * np.array(lost)
+    return np.array(lost)
+
+
+def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:
+    return 100 * float(np.mean([right.double().mean() for (label, _, _), right in look.items() if label == method]))
 
 
 def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, object]:
     paper = "not transcribed" if claim.paper_value is None and claim.kind == "value" else claim.paper_value
-    row: dict[str, object] = {"claim": claim.id, "paper": claim.where, "statement": claim.statement}
+    row: dict[str, object] = {"claim": claim.id, "where": claim.where, "says": claim.origin}
+    row["statement"] = claim.statement
     row["paper value"] = "" if paper is None else paper
     if verdict is None or verdict.estimate is None:
         return {
             **row,
             "measured": "",
             "n": "",
-            "verdict": verdict.verdict if verdict else "not tested",
-            "why": "",
+            "verdict": claims.NOT_TESTED,
+            "why": verdict.reason if verdict else "a setting is not judged",
         }
     low, high = verdict.low, verdict.high
     row["measured"] = f"{verdict.estimate:.2f} [{low:.2f}, {high:.2f}] {claim.unit}"

@@ -16,7 +16,10 @@ mge.generate_layer = lambda weight, settings, seed: weight
 """,
     "01_frequency_sensitivity": """
 from mgenb import frequency
-frequency.zero_band = lambda weight, *args, **options: weight
+zero_band = frequency.zero_band
+def other_band(weight, band, count, **options):
+    return zero_band(weight, "high" if band == "low" else "low", count, **options)
+frequency.zero_band = other_band
 """,
     "02_zero_filling": """
 from mgenb import frequency
@@ -28,7 +31,9 @@ frequency.select = shuffled
     "03_importance_mask": """
 import torch
 from mgenb import frequency
-frequency.fig7_change = lambda weight, *args: torch.rand_like(weight)
+def anything(weight, *args):
+    return torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
+frequency.fig7_change = anything
 """,
     "04_weight_distribution": """
 from mgenb import mge
@@ -50,4 +55,6 @@ def test_a_broken_method_changes_a_token(stem, tmp_path, monkeypatch):
     nb.cells.insert(0, nbformat.v4.new_code_cell(BROKEN[stem]))
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     NotebookClient(nb, timeout=None, kernel_name="python3", resources=resources).execute()
-    assert execute.tokens(nb) != committed
+    broken = execute.tokens(nb)
+    # a verdict may also move by chance, on another machine: a fact of the mechanism may not
+    assert [t for t in broken if t.startswith("mechanism")] != [t for t in committed if t.startswith("mechanism")]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mgenb import claims, stats
-from mgenb.claims import Claim, Scale, decide
+from mgenb.claims import Claim, Scale, decide, verdicts
 from mgenb.claims.registry import NUMBER_KINDS, PAPERS, parse
 from mgenb.errors import MgenbError
 
@@ -392,3 +392,19 @@ def test_audit_finds_another_registry() -> None:
     gone["result"]["margins"]["mge.gone"] = 1.0
     lines = claims.audit([old, gone])
     assert ["another registry" in lines[0], "mge.gone is no longer" in lines[1]] == [True, True]
+
+
+def test_a_sample_or_a_changed_parameter_is_not_the_papers_scale() -> None:
+    claim = claims.get("mge.table2.mnist.lenet.trained")
+    known = replace(claim, paper_value=99.0, transcribed=True)
+    at = {"dataset": "mnist", "arch": "lenet", "profile": "paper"}
+    assert verdicts._at_paper_scale(known, Scale(variant="official", **at))
+    assert not verdicts._at_paper_scale(known, Scale(variant="sample", **at))
+    assert not verdicts._at_paper_scale(known, Scale(variant="official", changed="t=0.99", **at))
+    assert str(Scale("quick", "sample", "mnist", "lenet", "t=0.99")) == "quick, sample, t=0.99"
+
+
+def test_controls_are_told_from_the_papers_claims() -> None:
+    assert claims.get("mge.fig5.beats_magnitude").origin == "our control"
+    assert claims.get("mge.fig6.high_worse_than_low").origin == "inferred from a figure"
+    assert claims.get("mge.text.one_percent").origin == "paper"

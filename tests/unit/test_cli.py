@@ -228,7 +228,7 @@ def test_claims_shows_the_verdict_of_the_best_evidence(call):
     assert code == 0
     assert line.endswith("contradicted [cpu]")
     assert "not transcribed" in out
-    assert "1 contradicted" in next(line for line in out.splitlines() if " claims: " in line)
+    assert "1 contradicted" in next(line for line in out.splitlines() if " claims, " in line)
     assert f"{STEM} (cpu)" in out
 
 
