@@ -176,8 +176,8 @@ def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> N
     rows = [("claim", "where", "kind", "paper value", "verdict")]
     for claim in known:
         verdict = verdicts.get(claim.id)
-        told = f"{verdict.verdict} [{verdict.scale}]" if verdict else "not tested yet"
-        rows.append((claim.id, _where(claim), claim.kind, _paper_value(claim), told))
+        told = verdict.told if verdict else "not tested yet"
+        rows.append((claim.id, _where(claim), claim.kind, claim.printed_value, told))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
@@ -193,20 +193,14 @@ def _where(claim: "Claim") -> str:
     return f"{claim.where} (inferred)" if claim.origin.startswith("inferred") else claim.where
 
 
-def _paper_value(claim: "Claim") -> str:
-    if claim.paper_value is not None:
-        return f"{claim.paper_value:g}"
-    numbered = claim.kind in ("value", "ratio", "bound", "setting")
-    return "not transcribed" if numbered and not claim.transcribed else ""
-
-
 def _print_markdown(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:
+    from mgenb.claims import NOT_TESTED
+
     print("| claim | where | the paper says | verdict |\n|---|---|---|---|")
     for claim in known:
         verdict = verdicts.get(claim.id)
-        if verdict and verdict.verdict != "not tested":
-            told = f"{verdict.verdict} [{verdict.scale}]"
-            print(f"| `{claim.id}` | {claim.where} | {claim.statement} | {told} |")
+        if verdict and verdict.verdict != NOT_TESTED:
+            print(f"| `{claim.id}` | {claim.where} | {claim.statement} | {verdict.told} |")
 
 
 @app.command()

@@ -50,7 +50,7 @@ def code_version(*files: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -59,11 +59,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # what torch and safetensors make of a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk under torch, safetensors
         raise _cannot_write(path, error) from error
     finally:
         if temporary.exists():
@@ -78,11 +74,7 @@ def _cannot_write(path: Path, error: Exception) -> MgenbError:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def lock(path: Path) -> FileLock:

@@ -55,6 +55,14 @@ class Claim:
         return "(control)" in self.where
 
     @property
+    def printed_value(self) -> str:
+        """The paper's number; "not transcribed" where it has one that was not read, "" where it needs none."""
+        if self.paper_value is not None:
+            return f"{self.paper_value:g}"
+        numbered = self.kind in (*NUMBER_KINDS, "setting")
+        return "not transcribed" if numbered and not self.transcribed else ""
+
+    @property
     def origin(self) -> str:
         """Who says so: "paper", "inferred from a figure" (its wording was not read), or "our control"."""
         if self.control:

@@ -63,9 +63,14 @@ class Verdict:
     p: float | None = None
 
     @property
+    def told(self) -> str:
+        """The verdict with its scale: `verdict [scale]`."""
+        return f"{self.verdict} [{self.scale}]"
+
+    @property
     def token(self) -> str:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
-        return f"{self.claim.id}: {self.verdict} [{self.scale}]"
+        return f"{self.claim.id}: {self.told}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""

@@ -268,10 +268,8 @@ def _write(path: Path, nb: Any) -> None:
 
     from mgenb.store import write_atomic  # imports torch
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
-
-    write_atomic(path, write)
+    text = nbformat.writes(nb) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _recorded(path: Path) -> list[str]:

@@ -119,16 +119,16 @@ class Run:
             "readings": [],
         }
 
-    def load(self, name: str = "", whole: bool = False) -> data.Dataset:
-        """Return the settings' dataset (or `name`) on the device; `whole`: without the settings' limits.
+    def load(self, whole: bool = False) -> data.Dataset:
+        """Return the settings' dataset on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine. A limit of 0 means all there are.
         """
-        s, name = self.s, name or self.s.dataset
-        quick = self.profile == "quick" and name in data.NAMES
+        s = self.s
+        quick = self.profile == "quick" and s.dataset in data.NAMES
         dataset = data.load(
-            name,
+            s.dataset,
             source="samples" if quick else "auto",
             seed=self.seed,
             train_limit=(not whole and s.train) or None,
@@ -141,16 +141,14 @@ class Run:
         self._result["data"].append(dataset.describe())
         return dataset
 
-    def bases(
-        self, dataset: data.Dataset, arch: str = "", epochs: int = 0, count: int = 0, floor: float = 0.0
-    ) -> list[nn.Module]:
+    def bases(self, dataset: data.Dataset, arch: str = "", epochs: int = 0, count: int = 0) -> list[nn.Module]:
         """Return trained base networks, each from a seed of its own; what is left out comes from the settings.
 
-        The first call says at which scale the verdicts are. Below `floor` (validation accuracy in percent) of
-        its networks every claim of the run is *not tested*: a broken base proves nothing.
+        The first call says at which scale the verdicts are. Where one of its networks is below the settings'
+        floor (validation accuracy in percent) every claim of the run is *not tested*: a broken base proves nothing.
         """
         s = self.s
-        arch, epochs, count, floor = arch or s.arch, epochs or s.epochs, count or s.bases, floor or s.floor
+        arch, epochs, count = arch or s.arch, epochs or s.epochs, count or s.bases
         first = 1000 * self.seed
         nets = [
             training.trained(arch, dataset, recipe=s.recipe, epochs=epochs, seed=one)
@@ -158,12 +156,12 @@ class Run:
         ]
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
         self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine = min(accuracies) >= floor
-        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
+        fine = min(accuracies) >= s.floor
+        print(f"{count} x {arch}, every one at least {s.floor:g} % on validation: {fine}")
         if self._scale is None:
             self._scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
             if not fine:
-                reason = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
+                reason = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {s.floor:g} %"
                 self._blocked = {claim.id: reason for claim in self._claims()}
         return nets
 
@@ -318,10 +316,9 @@ def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:
 
 
 def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, object]:
-    paper = "not transcribed" if claim.paper_value is None and claim.kind == "value" else claim.paper_value
     row: dict[str, object] = {"claim": claim.id, "where": claim.where, "says": claim.origin}
     row["statement"] = claim.statement
-    row["paper value"] = "" if paper is None else paper
+    row["paper value"] = claim.printed_value
     if verdict is None or verdict.estimate is None:
         return {
             **row,
