@@ -6,6 +6,7 @@ vector, `kernel` transforms the last two axes of a convolution, or both axes of 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 
@@ -31,31 +32,32 @@ def dct(x: torch.Tensor) -> torch.Tensor:
     """
     n = x.shape[-1]
     v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    spectrum = torch.fft.fft(v) * _twiddle(n, x)
-    return spectrum.real * _norms(n, x)
+    twiddle, norms = _factors(n, x.dtype, x.device)
+    return (torch.fft.fft(v) * twiddle).real * norms
 
 
 def idct(c: torch.Tensor) -> torch.Tensor:
     """Return the inverse of `dct` over the last axis (the orthonormal DCT-III)."""
     n = c.shape[-1]
-    scaled = c / _norms(n, c)
+    twiddle, norms = _factors(n, c.dtype, c.device)
+    scaled = c / norms
     mirrored = torch.cat([torch.zeros_like(scaled[..., :1]), scaled[..., 1:].flip(-1)], -1)
-    spectrum = torch.complex(scaled, -mirrored) * _twiddle(n, c).conj()
+    spectrum = torch.complex(scaled, -mirrored) * twiddle.conj()
     v = torch.fft.ifft(spectrum).real
     x = torch.empty_like(c)
     x[..., ::2], x[..., 1::2] = v[..., : (n + 1) // 2], v[..., (n + 1) // 2 :].flip(-1)
     return x
 
 
-def _twiddle(n: int, like: torch.Tensor) -> torch.Tensor:
-    angle = -math.pi / (2 * n) * torch.arange(n, device=like.device, dtype=torch.float64)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex(like[:0], like[:0]).dtype)
-
-
-def _norms(n: int, like: torch.Tensor) -> torch.Tensor:
-    norms = torch.full((n,), math.sqrt(2 / n), device=like.device, dtype=like.dtype)
+@lru_cache(maxsize=32)
+def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Makhoul's twiddle factors (complex [n]) and the orthonormal factors (real [n])."""
+    angle = -math.pi / (2 * n) * torch.arange(n, device=device, dtype=torch.float64)
+    like = torch.empty(0, device=device, dtype=dtype)
+    twiddle = torch.polar(torch.ones_like(angle), angle).to(torch.complex(like, like).dtype)
+    norms = torch.full((n,), math.sqrt(2 / n), device=device, dtype=dtype)
     norms[0] = math.sqrt(1 / n)
-    return norms
+    return twiddle, norms
 
 
 def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | None:

@@ -3,6 +3,8 @@
 What the paper leaves open is an option of `Settings`.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -55,10 +57,12 @@ class Settings:
 
 def draw(shape: torch.Size, noise: str, z: float, generator: torch.Generator) -> torch.Tensor:
     """Return float32 draws of Eq. 1 in `shape`, on the CPU, for one reading of `noise` (see `Settings`)."""
-    normal = torch.empty(shape)
+    values = torch.empty(shape)
     if choose("noise", noise, NOISES) == "truncated":
-        return z * torch.nn.init.trunc_normal_(normal, a=-1, b=1, generator=generator)
-    return z * (normal.normal_(generator=generator) - float(noise == "literal"))
+        # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
+        values.uniform_(-1, 1, generator=generator)
+        return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)
+    return z * (values.normal_(generator=generator) - float(noise == "literal"))
 
 
 def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
@@ -77,24 +81,70 @@ def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Te
 
 def redraw(weight: torch.Tensor, mask: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
     """Return one layer with the part under `mask` redrawn; on the layer's device, from CPU draws."""
+    return _redrawer(weight, settings)(mask, seed)
+
+
+def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Return (mask, seed) -> the layer redrawn; what is the same for all seeds is computed here, once."""
     z = settings.z * (weight.std().item() if settings.scale == "relative" else 1.0)
-    values = draw(weight.shape, settings.noise, z, torch_generator(seed, "values")).to(weight)
-    if settings.domain == "weights":
-        return torch.where(mask, values, weight)
-    return frequency.change_coefficients(weight, mask, values, settings.transform)
+    old = frequency.to_coefficients(weight, settings.transform) if settings.domain == "coefficients" else weight
+
+    def redrawn(mask: torch.Tensor, seed: int) -> torch.Tensor:
+        values = draw(weight.shape, settings.noise, z, torch_generator(seed, "values")).to(weight)
+        if settings.domain == "weights":
+            return torch.where(mask, values, weight)
+        return weight + frequency.to_weights(torch.where(mask, values - old, 0.0), settings.transform)
+
+    return redrawn
 
 
-def generate_layer(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
-    """Return one layer with its unimportant part redrawn."""
-    return redraw(weight, unimportant(weight, settings, derive(seed, "mask")), settings, seed)
+def layer_generator(weight: torch.Tensor, settings: Settings) -> Callable[[int], torch.Tensor]:
+    """Return seed -> the layer with its unimportant part redrawn.
+
+    Its coefficients are computed once, and so is the mask unless the selection itself is drawn: what is left
+    for each seed is the draw and one inverse DCT.
+    """
+    redrawn = _redrawer(weight, settings)
+    drawn_mask = settings.selection in ("random", "fig7")
+    mask = None if drawn_mask else unimportant(weight, settings, 0)
+
+    def generated(seed: int) -> torch.Tensor:
+        return redrawn(unimportant(weight, settings, derive(seed, "mask")) if mask is None else mask, seed)
+
+    return generated
 
 
-def generate(base: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> State:
-    """Return a generated state_dict: every weight layer redrawn at once; biases and BatchNorm as in `base`.
+def layer_noise(weight: torch.Tensor, settings: Settings) -> Callable[[int], torch.Tensor]:
+    """Return seed -> the layer plus Gaussian noise of the norm of what `layer_generator` changes: the control."""
+    generated = layer_generator(weight, settings)
+
+    def noisy(seed: int) -> torch.Tensor:
+        return _noise(weight, generated(seed), torch_generator(seed, "noise"))
+
+    return noisy
+
+
+def _noise(weight: torch.Tensor, changed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    return weight + noise * (changed - weight).norm() / noise.norm()
+
+
+def generator(base: Mapping[str, torch.Tensor], settings: Settings) -> Callable[[int], State]:
+    """Return seed -> a generated state_dict: every weight layer redrawn at once; biases and BatchNorm as in `base`.
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
     """
-    return frequency.change_layers(base, lambda name, weight: generate_layer(weight, settings, derive(seed, name)))
+    layers = {name: layer_generator(base[name], settings) for name in frequency.weight_names(base)}
+
+    def generated(seed: int) -> State:
+        return {**base, **{name: layer(derive(seed, name)) for name, layer in layers.items()}}
+
+    return generated
+
+
+def generate(base: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> State:
+    """Return one generated state_dict: `generator(base, settings)(seed)`."""
+    return generator(base, settings)(seed)
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
@@ -103,58 +153,31 @@ def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
     return fitness > base_fitness or base_fitness - fitness < eps - 1e-9
 
 
+def fewest_right(base_right: int, total: int, eps: float = 0.05) -> int:
+    """Return how many of `total` images a model must have right to be accepted beside a base with `base_right`.
+
+    `total` + 1 where even a perfect model is refused (a perfect base, eps = 0).
+    """
+    return bisect_left(range(total + 1), True, key=lambda right: accepts(right / total, base_right / total, eps))
+
+
 def candidates(
     base: Mapping[str, torch.Tensor], settings: Settings, seed: int, count: int
 ) -> Iterator[tuple[int, State]]:
     """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers."""
+    generated = generator(base, settings)
     for index in range(count):
-        candidate_seed = derive(seed, "candidate", index)
-        yield candidate_seed, generate(base, settings, candidate_seed)
+        one = candidate_seed(seed, index)
+        yield one, generated(one)
+
+
+def candidate_seed(seed: int, index: int) -> int:
+    """Return the seed of the candidate `index` (0, 1, ...) of the stream `seed`."""
+    return derive(seed, "candidate", index)
 
 
 def noise_of_same_norm(base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor], seed: int) -> State:
     """Return `base` plus Gaussian noise whose norm in each weight layer is that of `changed - base`: the control."""
-
-    def layer(name: str, weight: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(weight.shape, generator=torch_generator(seed, "noise", name)).to(weight)
-        return weight + noise * (changed[name] - weight).norm() / noise.norm()
-
-    return frequency.change_layers(base, layer)
-
-
-@dataclass(frozen=True)
-class LayerwiseResult:
-    """What Algorithm 1 ended with: the state_dict, tries spent on each layer, and layers left as they were."""
-
-    state: State
-    tries: dict[str, int]
-    kept: tuple[str, ...]
-
-
-def generate_layerwise(
-    base: Mapping[str, torch.Tensor],
-    settings: Settings,
-    seed: int,
-    fitness: Callable[[State], float],
-    *,
-    eps: float = 0.05,
-    tries: int = 100,
-) -> LayerwiseResult:
-    """Run Algorithm 1's search: layer by layer, redraw until the discriminator accepts, `tries` (n_D) times at most.
-
-    `fitness` maps a state_dict to [0, 1]. A layer for which no try is accepted keeps its weights.
-    """
-    if tries < 1:
-        raise MgenbError(f"tries is {tries}; right is at least 1 (the paper: 100)")
-    state, spent, kept = dict(base), {}, []
-    base_fitness = fitness(state)
-    for name in frequency.weight_names(base):
-        for attempt in range(1, tries + 1):
-            layer = generate_layer(base[name], settings, derive(seed, name, attempt))
-            if accepts(fitness({**state, name: layer}), base_fitness, eps):
-                state[name] = layer
-                break
-        else:
-            kept.append(name)
-        spent[name] = attempt
-    return LayerwiseResult(state, spent, tuple(kept))
+    return frequency.change_layers(
+        base, lambda name, weight: _noise(weight, changed[name], torch_generator(seed, "noise", name))
+    )

@@ -1,17 +1,23 @@
-"""Evaluate networks: predictions per image, so that any two methods can be compared on the same images."""
+"""Evaluate networks: one or a population, per image or counted, with an exact early stop."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
 
 from mgenb.data import Split
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, choose
 
 State = Mapping[str, torch.Tensor]
 
 # batches that stay in a CPU's cache are up to seven times faster than one large batch
 CPU_BATCH, GPU_BATCH = 128, 2048
+WAYS = ("auto", "loop", "vmap")
+CPU_BUDGET = 2**30  # bytes for a stacked population where the device does not say what is free
 
 
 def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -27,17 +33,10 @@ def predict(net: nn.Module, split: Split, state: State | None = None) -> torch.T
     The network runs in eval mode and leaves in the mode in which it came. Raises MgenbError when `state`
     lacks a tensor of the network, or has another shape. A network whose logits are NaN predicts class -1.
     """
-    tensors = dict(net.state_dict()) if state is None else _matching(net, state)
-    batch = CPU_BATCH if split.images.device.type == "cpu" else GPU_BATCH
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        parts = [torch.func.functional_call(net, tensors, (x,)) for x in split.images.split(batch)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    logits = torch.cat(parts)
-    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1).cpu()
+    tensors = _tensors(net, state)
+    with evaluating(net):
+        parts = [classes_of(_logits(net, tensors, images)) for images, _ in batches(split)]
+    return torch.cat(parts).cpu()
 
 
 def correct(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
@@ -50,11 +49,169 @@ def accuracy(net: nn.Module, split: Split, state: State | None = None) -> float:
     return 100 * correct(net, split, state).double().mean().item()
 
 
-def _matching(net: nn.Module, state: State) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Count:
+    """How many of the `seen` images were `right`, of `total` in all; `seen` is smaller after an early stop."""
+
+    right: int
+    seen: int
+    total: int
+
+    @property
+    def most(self) -> int:
+        """The largest count that the whole pass could have given; the smallest is `right`."""
+        return self.right + self.total - self.seen
+
+    def passes(self, fewest: int) -> bool:
+        """Whether the whole pass has at least `fewest` right; MgenbError when too few images were seen to know."""
+        if self.right < fewest <= self.most:
+            raise MgenbError(f"{self.seen} of {self.total} images do not tell whether {fewest} are right")
+        return self.right >= fewest
+
+
+def count(
+    net: nn.Module,
+    split: Split,
+    states: Iterable[State],
+    *,
+    fewest: int | None = None,
+    way: str = "auto",
+) -> list[Count]:
+    """Return how many images each state_dict of a population has right, in the order given.
+
+    `states` is consumed as it is evaluated: a generator keeps few of them in memory. With `fewest` a model's
+    pass ends as soon as it is certain whether it has at least that many right: the decision is that of the
+    full pass, the count is bounds only. `way`: 'loop', one model after the other; 'vmap', stacked populations
+    as large as memory allows; 'auto', the faster of the two on the split's device.
+    """
+    choose("way", way, WAYS)
+    if way == "auto":
+        way = "loop" if split.images.device.type == "cpu" else "vmap"
+    if way == "loop":
+        return [_count_one(net, split, state, fewest) for state in states]
+    pending, found = iter(states), []
+    size = _stack_size(net, split)
+    while chunk := list(islice(pending, size)):
+        found += _count_stack(net, split, chunk, fewest)
+    return found
+
+
+def batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (images, labels) in batches of the size that suits the split's device."""
+    size = CPU_BATCH if split.images.device.type == "cpu" else GPU_BATCH
+    yield from zip(split.images.split(size), split.labels.split(size), strict=True)
+
+
+def classes_of(logits: torch.Tensor) -> torch.Tensor:
+    """Return the predicted class, int64 [..., n], of logits [..., n, classes]; -1 where a logit is NaN."""
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put every module of `net` in eval mode, and back into its own mode afterwards, after an error too."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def quick_copy(net: nn.Module) -> nn.Module:
+    """Return a copy of `net` in eval mode, its weights in the memory order in which the device is fastest."""
+    scratch = copy.deepcopy(net).eval()
+    scratch.load_state_dict(_quick(scratch.state_dict()), assign=True)
+    return scratch
+
+
+def _quick(tensors: State) -> dict[str, torch.Tensor]:
+    """Return convolutions channels-last on a CPU (1.3 to 1.9 times faster); the same values."""
+    return {
+        name: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 and t.device.type == "cpu" else t
+        for name, t in tensors.items()
+    }
+
+
+def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = torch.func.functional_call(net, dict(tensors), (images,))
+    return logits
+
+
+@torch.inference_mode()
+def _count_one(net: nn.Module, split: Split, state: State, fewest: int | None) -> Count:
+    tensors = _tensors(net, state)
+    with evaluating(net):
+        logits = (_logits(net, tensors, images) for images, _ in batches(split))
+        return tally(logits, (labels for _, labels in batches(split)), len(split), fewest)
+
+
+def tally(
+    logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None = None
+) -> Count:
+    """Count right images batch by batch, until it is certain whether `fewest` of `total` are right."""
+    right, seen = 0, 0
+    for batch, truth in zip(logits, labels, strict=False):
+        right += int((classes_of(batch) == truth).sum())
+        seen += len(truth)
+        if fewest is not None and not right < fewest <= right + total - seen:
+            break
+    return Count(right, seen, total)
+
+
+@torch.inference_mode()
+def _count_stack(net: nn.Module, split: Split, states: list[State], fewest: int | None) -> list[Count]:
+    stacked = stack([_tensors(net, state) for state in states])
+    total, seen = len(split), 0
+    right = torch.zeros(len(states), dtype=torch.int64, device=split.images.device)
+    logits_of = torch.func.vmap(lambda tensors, images: _logits(net, tensors, images), in_dims=(0, None))
+    with evaluating(net):
+        for images, labels in batches(split):
+            right += (classes_of(logits_of(stacked, images)) == labels).sum(1)
+            seen += len(labels)
+            if fewest is not None and not ((right < fewest) & (fewest <= right + total - seen)).any():
+                break
+    return [Count(one, seen, total) for one in right.tolist()]
+
+
+def stack(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return one tensor [len(states), ...] for each name: a population as `torch.func.vmap` takes it."""
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _stack_size(net: nn.Module, split: Split) -> int:
+    """Return how many models fit in half of the free memory, by measuring one: its tensors and its largest layer."""
+    images, _ = next(batches(split))
+    largest = 0
+
+    def measure(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.nbytes for t in (*inputs, output)))
+
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(measure) for module in leaves]
+    try:
+        with evaluating(net), torch.inference_mode():
+            net(images[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # twice: a convolution's workspace is about as large as what goes in and out
+    one = sum(t.nbytes for t in net.state_dict().values()) + 2 * largest * len(images)
+    device = split.images.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_BUDGET
+    return max(1, int(free / 2 / one))
+
+
+def _tensors(net: nn.Module, state: State | None) -> dict[str, torch.Tensor]:
+    """Return the tensors to compute with: those of `state`, checked against the network, or its own."""
     own = net.state_dict()
+    if state is None:
+        return _quick(own)
     for name, tensor in own.items():
         if name not in state:
             raise MgenbError(f"the state_dict lacks {name!r}, which the network has")
         if state[name].shape != tensor.shape:
             raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {tuple(tensor.shape)}")
-    return {name: state[name].to(tensor.device) for name, tensor in own.items()}
+    return _quick({name: state[name].to(tensor.device) for name, tensor in own.items()})

@@ -56,6 +56,15 @@ class Estimate:
 
         return replace(self, estimate=factor * self.estimate, bounds=bounds)
 
+    def magnitude(self) -> "Estimate":
+        """Return the estimate of the absolute value."""
+
+        def bounds(level: float) -> Interval:
+            low, high = self.bounds(level)
+            return max(low, -high, 0.0), max(-low, high)
+
+        return replace(self, estimate=abs(self.estimate), bounds=bounds)
+
 
 def exact(value: float, unit: str = "networks") -> Estimate:
     """A number that is counted, not sampled (parameters of a network): its interval is itself."""
@@ -112,6 +121,24 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str = "seeds") -
         return low, high
 
     return Estimate(math.exp(logs.mean()), x.size, unit, "t interval on log ratios", bounds)
+
+
+def largest(estimates: Sequence[Estimate]) -> Estimate:
+    """The largest of several quantities, from an estimate of each.
+
+    The lower end is the largest lower end at Bonferroni's level, the upper end the largest upper end: the
+    interval of whichever quantity is the largest holds it (Berger 1982). Raises MgenbError for none.
+    """
+    if not estimates:
+        raise MgenbError("there is no estimate to take the largest of")
+    top = max(estimates, key=lambda one: one.estimate)
+
+    def bounds(level: float) -> Interval:
+        strict = 1 - (1 - level) / len(estimates)
+        low = max(one.bounds(strict)[0] for one in estimates)
+        return low, max(one.bounds(level)[1] for one in estimates)
+
+    return replace(top, method=f"largest of {len(estimates)}, {top.method}", bounds=bounds)
 
 
 def proportion(k: int, n: int, unit: str = "images") -> Estimate:

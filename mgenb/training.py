@@ -20,12 +20,16 @@ from mgenb.errors import MgenbError, choose
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: optimiser, constant learning rate, momentum, batch size. The loss is cross-entropy."""
+    """How to train: optimiser, learning rate, momentum, batch size. The loss is cross-entropy.
+
+    schedule: 'constant'; or 'triangle', from 0 to `rate` at 30 % of all steps and back to 0.
+    """
 
     optimiser: str
     rate: float
     momentum: float = 0.0
     batch: int = 64
+    schedule: str = "constant"
 
 
 # MGE Table I names SGD at 0.01 and Adam at 0.001 with cross-entropy; batch and momentum are not stated
@@ -33,6 +37,8 @@ RECIPES = {
     "mge-sgd": Recipe("sgd", 0.01),
     "mge-sgd-momentum": Recipe("sgd", 0.01, momentum=0.9),
     "mge-adam": Recipe("adam", 0.001),
+    # not the paper's: one short cycle with a high rate (Smith and Topin 2018), to train as well in less time
+    "one-cycle": Recipe("adam", 0.01, batch=128, schedule="triangle"),
 }
 
 Progress = Callable[[int, float], None]
@@ -44,8 +50,24 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=recipe.rate)
 
 
-def fit_epoch(net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.optim.Optimizer, seed: int) -> float:
+def rate_at(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate at `progress` (0 to 1) of all steps."""
+    if recipe.schedule == "constant":
+        return recipe.rate
+    return recipe.rate * min(progress / 0.3, (1 - progress) / 0.7)
+
+
+def fit_epoch(
+    net: nn.Module,
+    train: Split,
+    recipe: Recipe,
+    optimiser: torch.optim.Optimizer,
+    seed: int,
+    span: tuple[float, float] = (0.0, 1.0),
+) -> float:
     """Train for one pass over `train` in an order drawn from `seed`; return the mean loss.
+
+    `span` says which part of the whole training the pass is, for the learning rate's schedule.
 
     The global generator is seeded inside a fork, so that dropout repeats and nothing outside changes.
     """
@@ -55,10 +77,13 @@ def fit_epoch(net: nn.Module, train: Split, recipe: Recipe, optimiser: torch.opt
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         order = torch.randperm(len(train)).to(device)
-        for index in order.split(recipe.batch):
+        batches = order.split(recipe.batch)
+        for step, index in enumerate(batches):
             if len(index) == 1 and len(order) > 1:
                 continue  # BatchNorm cannot train on a single image
             loss = functional.cross_entropy(net(train.images[index]), train.labels[index])
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(recipe, span[0] + (span[1] - span[0]) * (step + 0.5) / len(batches))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -89,7 +114,8 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         losses = saved["losses"]
     for epoch in range(len(losses), epochs):
-        losses.append(fit_epoch(net, train, recipe, optimiser, seeds.derive(seed, "epoch", epoch)))
+        span = (epoch / epochs, (epoch + 1) / epochs)
+        losses.append(fit_epoch(net, train, recipe, optimiser, seeds.derive(seed, "epoch", epoch), span))
         if not torch.isfinite(torch.tensor(losses[-1])):
             raise MgenbError(f"training diverged in epoch {epoch + 1}: loss {losses[-1]}; try a smaller rate")
         if checkpoint is not None:

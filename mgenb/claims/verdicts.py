@@ -266,7 +266,7 @@ def _obstacle(claim: Claim, scale: Scale) -> str:
     if claim.kind in NUMBER_KINDS:
         if not claim.transcribed or claim.paper_value is None:
             return "the paper's number is not transcribed"
-        if not _at_paper_scale(claim, scale):
+        if not _at_paper_scale(claim, scale) and not _general(claim):
             return f"needs the paper's own scale: {_about(claim)}, profile paper"
     return ""
 
@@ -276,6 +276,11 @@ def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
     wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
     whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
     return whole and all(paper in ("any", ours) for paper, ours in wanted)
+
+
+def _general(claim: Claim) -> bool:
+    """Whether the claim is made of all data and networks: then what is seen on some speaks to it."""
+    return all(claim.scale.get(key) == "any" for key in ("dataset", "arch"))
 
 
 def _about(claim: Claim) -> str:

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import mgenb
 from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, figures
+from mgenb.lab.pairs import Pair, parse
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
@@ -30,6 +31,7 @@ Candidate = tuple[nn.Module, State | Callable[[], State] | None]
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
 NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
+FEW = 4  # claims of one table that are still listed one by one where nothing was measured
 AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
 
@@ -106,7 +108,9 @@ class Run:
         self._estimates: dict[str, stats.Estimate] = {}
         self._differ: dict[str, bool] = {}
         self._blocked: dict[str, str] = {}
-        self._scale: claims.Scale | None = None
+        self._scales: dict[tuple[str, str], claims.Scale] = {}  # (dataset, arch) of base networks, first ones first
+        self._unfit: dict[tuple[str, str], str] = {}
+        self._pair_of: dict[str, tuple[str, str]] = {}
         self._chance = 0.0
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
@@ -119,21 +123,32 @@ class Run:
             "readings": [],
         }
 
-    def load(self, whole: bool = False) -> data.Dataset:
-        """Return the settings' dataset on the device; `whole`: without the settings' limits.
+    def pairs(self) -> list[Pair]:
+        """Return the networks and datasets that the setting `pairs` names."""
+        return parse(self.s.pairs)
+
+    def load(self, pair: Pair | None = None, *, whole: bool = False) -> data.Dataset:
+        """Return the dataset of `pair`, or of the settings, on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine. A limit of 0 means all there are.
         """
         s = self.s
-        quick = self.profile == "quick" and s.dataset in data.NAMES
+        name = pair.dataset if pair else s.dataset
+        limits = (s.train if not pair else 0, s.val, s.test)
+        if whole:
+            limits = (0, 0, 0)
+        elif pair and pair.images:
+            limits = (pair.images, pair.images // 5, pair.images // 5)
+        train, val, test = (limit or None for limit in limits)
+        quick = self.profile == "quick" and name in data.NAMES
         dataset = data.load(
-            s.dataset,
+            name,
             source="samples" if quick else "auto",
             seed=self.seed,
-            train_limit=(not whole and s.train) or None,
-            val_limit=(not whole and s.val) or None,
-            test_limit=(not whole and s.test) or None,
+            train_limit=train,
+            val_limit=val,
+            test_limit=test,
             download=not quick,
         ).to(self.device)
         counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
@@ -141,28 +156,32 @@ class Run:
         self._result["data"].append(dataset.describe())
         return dataset
 
-    def bases(self, dataset: data.Dataset, arch: str = "", epochs: int = 0, count: int = 0) -> list[nn.Module]:
-        """Return trained base networks, each from a seed of its own; what is left out comes from the settings.
+    def bases(
+        self, dataset: data.Dataset, pair: Pair | None = None, *, arch: str = "", epochs: int = 0, count: int = 0
+    ) -> list[nn.Module]:
+        """Return trained base networks, each from a seed of its own; what is left out comes from pair or settings.
 
-        The first call says at which scale the verdicts are. Where one of its networks is below the settings'
-        floor (validation accuracy in percent) every claim of the run is *not tested*: a broken base proves nothing.
+        Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
+        since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         s = self.s
-        arch, epochs, count = arch or s.arch, epochs or s.epochs, count or s.bases
+        arch, epochs = (pair.arch, pair.epochs) if pair else (arch or s.arch, epochs or s.epochs)
+        recipe, floor = (pair.recipe, pair.floor) if pair else (s.recipe, s.floor)
+        count = count or s.bases
         first = 1000 * self.seed
         nets = [
-            training.trained(arch, dataset, recipe=s.recipe, epochs=epochs, seed=one)
+            training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=one)
             for one in range(first, first + count)
         ]
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
         self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine = min(accuracies) >= s.floor
-        print(f"{count} x {arch}, every one at least {s.floor:g} % on validation: {fine}")
-        if self._scale is None:
-            self._scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-            if not fine:
-                reason = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {s.floor:g} %"
-                self._blocked = {claim.id: reason for claim in self._claims()}
+        fine, place = min(accuracies) >= floor, (dataset.name, arch)
+        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
+        self._scales[place] = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
+        if not fine:
+            self._unfit[place] = (
+                f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
+            )
         return nets
 
     def _by_hand(self) -> str:
@@ -193,10 +212,21 @@ class Run:
         self._result["mechanism"][name] = value
         print(f"mechanism {name}: {value}")
 
-    def evidence(self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None) -> None:
-        """Record what was measured for a claim; `differ`: whether the generated models differ from their base."""
+    def fit(self, pair: Pair) -> bool:
+        """Return whether the base networks of `pair` are above its floor."""
+        return (pair.dataset, pair.arch) not in self._unfit
+
+    def evidence(
+        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pair: Pair | None = None
+    ) -> None:
+        """Record what was measured for a claim, on the networks of `pair` or else the first ones.
+
+        `differ`: whether the generated models differ from their base.
+        """
         claims.get(claim_id)
         self._estimates[claim_id] = estimate
+        if pair:
+            self._pair_of[claim_id] = (pair.dataset, pair.arch)
         if differ is not None:
             self._differ[claim_id] = differ
 
@@ -213,7 +243,8 @@ class Run:
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
         """Record what another reading of the ambiguous method measured for a claim."""
         low, high = estimate.interval()
-        blocked = claim_id in self._blocked or not self._differ.get(claim_id, True)
+        place = self._pair_of.get(claim_id, next(iter(self._scales), None))
+        blocked = claim_id in self._blocked or place in self._unfit or not self._differ.get(claim_id, True)
         verdict = claims.NOT_TESTED if blocked else claims.decide(claims.get(claim_id), (low, high))
         ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
         entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
@@ -224,30 +255,51 @@ class Run:
         return pd.DataFrame(self._result["readings"]).set_index(["claim", "reading"]).round(2)
 
     def paper_says(self) -> None:
-        """Print the claims of this notebook, from the registry."""
-        for claim in self._claims():
-            print(f"{claim.id} ({claim.where}; {claim.origin}; {claim.kind}, margin {claim.margin:g} {claim.unit})")
-            print(f"    {claim.statement}")
+        """Print the claims of this notebook, from the registry; the cells of a table in one line."""
+        for (prefix, kind), group in _groups(self._claims()).items():
+            few = len(group) <= FEW
+            for claim in group if few else group[:1]:
+                told = claim.id if few else f"{prefix}.*, {len(group)} claims, the first of which"
+                print(f"{told} ({claim.where}; {claim.origin}; {kind}, margin {claim.margin:g} {claim.unit})")
+                print(f"    {claim.statement}")
 
     def _claims(self) -> list[claims.Claim]:
         return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
 
     def verdicts(self) -> None:
         """Judge the evidence as one family (Holm) and print one token a claim; settings are not judged."""
-        if self._scale is None:
+        if not self._scales:
             raise MgenbError("no base networks were made: call run.bases before run.verdicts")
         judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
-        blocked = {name: "no evidence in this notebook" for name in judged if name not in self._estimates}
+        places = {name: self._pair_of.get(name, next(iter(self._scales))) for name in judged}
+        unfit = {name: self._unfit[place] for name, place in places.items() if place in self._unfit}
+        missing = {name: "no evidence in this notebook" for name in judged if name not in self._estimates}
+        scales = {name: self._scales[place] for name, place in places.items()}
         self._verdicts = claims.judge(
-            self._estimates, self._scale, blocked={**blocked, **self._blocked}, differ=self._differ
+            self._estimates, scales, blocked={**missing, **self._blocked, **unfit}, differ=self._differ
         )
+        untested = _groups([v.claim for v in self._verdicts if v.verdict == claims.NOT_TESTED])
         for verdict in self._verdicts:
-            print(verdict.token)
+            group = untested.get(_group_of(verdict.claim), [])
+            if verdict.claim not in group or len(group) <= FEW:
+                print(verdict.token)
+            elif verdict.claim == group[0]:
+                prefix, kind = _group_of(verdict.claim)
+                print(f"{prefix}.*: {len(group)} claims ({kind}) {claims.NOT_TESTED}")
 
     def claims_table(self) -> pd.DataFrame:
-        """Return paper against measured, a row a claim of this notebook."""
+        """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
         judged = {verdict.claim.id: verdict for verdict in self._verdicts}
-        return pd.DataFrame([_row(claim, judged.get(claim.id)) for claim in self._claims()]).set_index("claim")
+        untested = _groups([c for c in self._claims() if c.id not in judged or judged[c.id].estimate is None])
+        rows = []
+        for claim in self._claims():
+            group = untested.get(_group_of(claim), [])
+            if claim not in group or len(group) <= FEW:
+                rows.append(_row(claim, judged.get(claim.id)))
+            elif claim == group[0]:
+                told = f"{_group_of(claim)[0]}.* ({len(group)} claims)"
+                rows.append({**_row(claim, judged.get(claim.id)), "claim": told, "paper value": ""})
+        return pd.DataFrame(rows).set_index("claim")
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Record a table of results under `name` and return it for display."""
@@ -257,8 +309,8 @@ class Run:
     def figure(self, name: str, figure: Figure) -> None:
         """Caption, save and record a figure; a notebook shows it because the cell drew it."""
         text = f"profile {self.profile}"
-        if self._scale is not None:
-            text += f", {self._scale.arch} on {self._scale.dataset} [{self._scale.variant}]"
+        if self._scales:
+            text += ", " + ", ".join(f"{one.arch} on {one.dataset} [{one.variant}]" for one in self._scales.values())
         figures.caption(figure, text)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, catalog.output_dir(self.profile) / file)
@@ -309,6 +361,18 @@ def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
         draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
         lost.append(hits["base", index, 0] - np.mean(draws))
     return np.array(lost)
+
+
+def _group_of(claim: claims.Claim) -> tuple[str, str]:
+    """Return what the cells of one table share: the first two parts of the id, and the kind."""
+    return ".".join(claim.id.split(".")[:2]), claim.kind
+
+
+def _groups(of: Sequence[claims.Claim]) -> dict[tuple[str, str], list[claims.Claim]]:
+    groups: dict[tuple[str, str], list[claims.Claim]] = {}
+    for claim in of:
+        groups.setdefault(_group_of(claim), []).append(claim)
+    return groups
 
 
 def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:

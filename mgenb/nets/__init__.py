@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from mgenb.errors import MgenbError, choose
+from mgenb.nets.alexnet import alexnet
+from mgenb.nets.googlenet import googlenet
 from mgenb.nets.lenet import lenet
+from mgenb.nets.mobilenet import mobilenet_v2
 from mgenb.nets.resnet import resnet18
 from mgenb.nets.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
 
@@ -16,11 +19,14 @@ SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, a
 
 ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "lenet": lenet,
+    "alexnet": alexnet,
     "vgg11": vgg11,
     "vgg11_bn": vgg11_bn,
     "vgg16": vgg16,
     "vgg16_bn": vgg16_bn,
     "resnet18": resnet18,
+    "mobilenet_v2": mobilenet_v2,
+    "googlenet": googlenet,
 }
 
 

@@ -408,3 +408,12 @@ def test_controls_are_told_from_the_papers_claims() -> None:
     assert claims.get("mge.fig5.beats_magnitude").origin == "our control"
     assert claims.get("mge.fig6.high_worse_than_low").origin == "inferred from a figure"
     assert claims.get("mge.text.one_percent").origin == "paper"
+
+
+def test_a_sentence_about_all_data_and_networks_is_judged_on_some() -> None:
+    sentence, cell = claims.get("mge.text.one_percent"), claims.get("mge.table4.resnet18.100")
+    scale = Scale("cpu", "official", "mnist", "lenet")
+    found = {v.claim.id: v for v in claims.judge({c.id: stats.mean([8.0, 8.1, 8.2]) for c in (sentence, cell)}, scale)}
+    assert found[sentence.id].verdict == "contradicted"
+    assert "at reduced scale" in found[sentence.id].reason
+    assert found[cell.id].verdict == "not tested"

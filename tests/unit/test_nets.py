@@ -1,7 +1,9 @@
-"""Networks: parameter counts of the literature, inputs they take and refuse."""
+"""Networks: parameter counts of the literature, inputs they take and refuse, and what is done with them later."""
 
 import pytest
 import torch
+from torch import fx, nn
+from torch.nn import functional
 from torchvision import models
 
 from mgenb import nets
@@ -10,6 +12,34 @@ from mgenb.errors import MgenbError
 
 def parameters(module):
     return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module", params=[(1, 28), (3, 32)], ids=["1x28", "3x32"])
+def inputs(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=sorted(nets.ARCHITECTURES))
+def settled(request, inputs):
+    """A network in eval mode with the batch statistics of four images, and these images."""
+    channels, size = inputs
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(channels)
+        images = torch.rand(4, channels, size, size)
+        net = nets.build(request.param, channels, size, 7)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            net(images)
+    return net.eval(), images
+
+
+class Tracer(fx.Tracer):
+    """Keeps the normalisation whole: it asks for the type and the size of its input."""
+
+    def is_leaf_module(self, m, module_qualified_name):
+        return isinstance(m, nets.Normalise) or super().is_leaf_module(m, module_qualified_name)
 
 
 def test_lenet_has_the_parameters_of_lecun_1998_with_full_connections():
@@ -35,8 +65,33 @@ def test_vgg11_and_vgg16_counts_of_the_literature():
         assert nets.count_parameters(nets.build("vgg16", 3, 32, 10)) == 14_719_818
 
 
-def test_resnet18_for_cifar_has_11_173_962_parameters():
-    assert nets.count_parameters(nets.build("resnet18", 3, 32, 10)) == 11_173_962
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alexnet_is_torchvisions_convolutions_and_a_head_of_256(channels):
+    first = 64 * 11 * 11 * channels + 64
+    others = (64 * 25 + 1) * 192 + (192 * 9 + 1) * 384 + (384 * 9 + 1) * 256 + (256 * 9 + 1) * 256
+    head = 256 * 10 + 10
+    with torch.device("meta"):
+        net = nets.build("alexnet", channels, 32, 10)
+        assert nets.count_parameters(net) == first + others + head == {1: 2_456_778, 3: 2_472_266}[channels]
+        assert parameters(models.AlexNet(num_classes=2).features) == 64 * 11 * 11 * 3 + 64 + others
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("arch", "weights", "published", "stem", "new_stem", "features", "count"),
+    [
+        ("resnet18", models.ResNet18_Weights, 11_689_512, 64 * 7 * 7, 64 * 3 * 3, 512, 11_173_962),
+        ("mobilenet_v2", models.MobileNet_V2_Weights, 3_504_872, 32 * 3 * 3, 32 * 3 * 3, 1280, 2_236_682),
+        ("googlenet", models.GoogLeNet_Weights, 6_624_904, 64 * 7 * 7, 64 * 3 * 3, 1024, 5_602_474),
+    ],
+)
+def test_only_stem_and_head_change_the_published_count(
+    arch, weights, published, stem, new_stem, features, count, channels
+):
+    assert weights.IMAGENET1K_V1.meta["num_params"] == published
+    assert published - 3 * stem + 3 * new_stem - (1000 - 10) * (features + 1) == count
+    with torch.device("meta"):
+        assert nets.count_parameters(nets.build(arch, channels, 32, 10)) == count - (3 - channels) * new_stem
 
 
 @pytest.mark.parametrize("arch", sorted(nets.ARCHITECTURES))
@@ -49,6 +104,32 @@ def test_bytes_and_floats_give_the_same_logits(arch, channels, size):
         assert logits.shape == (2, 7)
         assert logits.isfinite().all()
         assert torch.equal(net(images.float() / 255), logits)
+
+
+def test_gradients_reach_every_parameter(settled):
+    net, images = settled
+    names, weights = zip(*net.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(functional.cross_entropy(net(images), torch.arange(4)), weights)
+    assert [name for name, gradient in zip(names, gradients, strict=True) if not gradient.any()] == []
+
+
+def test_evaluation_is_image_by_image(settled):
+    net, images = settled
+    with torch.no_grad():
+        together = net(images)
+        alone = torch.cat([net(image[None]) for image in images[:2]])
+        turned = net(images.flip(0)).flip(0)
+    assert together.std(0).max() > 1e-3  # the images differ by far more than the tolerance
+    assert torch.allclose(alone, together[:2], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(turned, together, rtol=1e-4, atol=1e-5)
+
+
+def test_a_traced_network_gives_the_same_logits(settled):
+    net, images = settled
+    traced = fx.GraphModule(net, Tracer().trace(net))
+    assert "normalise" in {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    with torch.no_grad():
+        assert torch.equal(traced(images), net(images))
 
 
 def test_pixels_are_normalised_by_channel_after_the_padding_with_black():

@@ -289,3 +289,47 @@ def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
     run.bases(run.load())
     run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
     assert list(run.readings_table()["verdict"]) == ["not tested"]
+
+
+def several(tmp_pairs, **own):
+    """A run of notebook 06 on tiny pairs."""
+    return lab.start(
+        "06_accuracy_table", profile="quick", seed=0, device="cpu", pairs=tmp_pairs, bases=3, val=100, test=100, **own
+    )
+
+
+def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
+    run = several("mnist:lenet:mge-adam:1:300:5, fashion_mnist:lenet:mge-adam:1:200:99")
+    for pair in run.pairs():
+        dataset = run.load(pair)
+        assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (
+            pair.images,
+            pair.images // 5,
+            pair.images // 5,
+        )
+        run.bases(dataset, pair)
+        evidence = stats.mean([-9.0, -9.1, -9.2])
+        run.evidence(f"mge.table2.as_good.{pair.dataset}.lenet", evidence, differ=True, pair=pair)
+    assert [run.fit(pair) for pair in run.pairs()] == [True, False]
+    capsys.readouterr()
+    run.verdicts()
+    printed = capsys.readouterr().out
+    assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample" in printed
+    assert "mge.table2.*: 32 claims (value) not tested" in printed
+    found = {verdict.claim.id: verdict for verdict in run._verdicts}
+    below = found["mge.table2.as_good.fashion_mnist.lenet"]
+    assert below.verdict == claims.NOT_TESTED
+    assert below.scale.dataset == "fashion_mnist"
+    assert "below the floor of 99 %" in below.reason
+    assert len(found) == 32 + 16 + 5
+
+
+def test_a_table_of_untested_cells_shares_one_line_and_one_row(capsys):
+    run = several("mnist:lenet:mge-adam:1:300:5")
+    capsys.readouterr()
+    run.paper_says()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("mge.table2." in line for line in lines) == 2 + 2  # two grids, two controls
+    run.bases(run.load(run.pairs()[0]), run.pairs()[0])
+    run.verdicts()
+    assert "mge.table2.* (32 claims)" in run.claims_table().index

@@ -186,3 +186,30 @@ def test_ks_distance_is_scipys() -> None:
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal(501), rng.uniform(-2, 2, 300)
     assert stats.ks_distance(a, b) == pytest.approx(scipy.stats.ks_2samp(a, b).statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("truths", [(0, 0, 0, 0), (3, 0, 0, 0), (-1, -2, -1, -3)])
+def test_largest_covers_the_largest(truths: tuple[float, ...]) -> None:
+    def draw(rng: np.random.Generator) -> stats.Estimate:
+        return stats.largest([stats.mean(rng.normal(truth, 2, 5)) for truth in truths])
+
+    assert coverage(draw, max(truths)) >= 0.95 - 0.02
+
+
+def test_largest_of_one_is_it_and_of_more_is_wider() -> None:
+    one, other = stats.mean([1.0, 2.0, 3.0]), stats.mean([0.5, 2.0, 3.4])
+    assert stats.largest([one]).interval() == one.interval()
+    low, high = stats.largest([one, other]).interval()
+    assert low < one.interval()[0]
+    assert high == other.interval()[1]
+    with pytest.raises(MgenbError, match="no estimate"):
+        stats.largest([])
+
+
+def test_magnitude_forgets_the_sign() -> None:
+    down, around = stats.mean([-4.0, -5.0, -6.0]), stats.mean([-2.0, 0.5, 1.0])
+    low, high = down.interval()
+    assert down.magnitude().interval() == (-high, -low)
+    assert down.magnitude().estimate == 5
+    low, high = around.magnitude().interval()
+    assert (low, high) == (0, max(-around.interval()[0], around.interval()[1]))

@@ -161,7 +161,7 @@ def test_wrong_requests(small):
     with pytest.raises(MgenbError, match="did you mean 'mge-adam'"):
         training.trained("lenet", small, recipe="mgeadam", epochs=1, seed=0)
     with pytest.raises(MgenbError, match="unknown architecture"):
-        training.trained("alexnet", small, epochs=1, seed=0)
+        training.trained("alexnett", small, epochs=1, seed=0)
 
 
 def test_normalisation_is_that_of_the_training_images(small):
@@ -196,3 +196,33 @@ def test_two_processes_that_want_one_network_train_it_once(own_cache, tmp_path):
     assert outputs[0][0] == outputs[1][0] != ""
     assert sorted("from the cache" in err for _, err in outputs) == [False, True]
     assert len(list(own_cache.rglob("*.safetensors"))) == 1
+
+
+def test_the_triangle_rises_and_falls_and_constant_stays():
+    cycle, flat = training.RECIPES["one-cycle"], training.RECIPES["mge-adam"]
+    rates = [training.rate_at(cycle, step / 100) for step in range(101)]
+    assert max(rates) == pytest.approx(cycle.rate) == rates[30]
+    assert rates[0] == 0
+    assert rates[100] == 0
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert {training.rate_at(flat, step / 100) for step in range(101)} == {flat.rate}
+
+
+def test_a_cycle_that_was_interrupted_goes_on_where_it_was(small, tmp_path):
+    recipe = training.RECIPES["one-cycle"]
+    whole, parts = training.fresh("lenet", small, 0), training.fresh("lenet", small, 0)
+    training.fit(whole, small.train, recipe, epochs=3, seed=0)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(epoch, loss):
+        if epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        training.fit(parts, small.train, recipe, epochs=3, seed=0, checkpoint=tmp_path / "c", progress=stop)
+    again = training.fresh("lenet", small, 1)
+    training.fit(again, small.train, recipe, epochs=3, seed=0, checkpoint=tmp_path / "c")
+    assert all(whole.state_dict()[name].equal(tensor) for name, tensor in again.state_dict().items())
