@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test slow lab
+.PHONY: install run test slow bench lab
 
 install: .venv/.installed
 
@@ -28,6 +28,9 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest tests -m slow
+
+bench: install
+	$(BIN)/python -m pytest tests/benchmarks
 
 lab: install
 	$(BIN)/jupyter lab notebooks

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgenb import pool_cli
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(pool_cli.app, name="pool")
 
 Profile = Annotated[str, typer.Option(help="Defaults to run with: quick, cpu or paper.")]
 Numbers = Annotated[

@@ -20,6 +20,18 @@ WAYS = ("auto", "loop", "vmap")
 CPU_BUDGET = 2**30  # bytes for a stacked population where the device does not say what is free
 
 
+def device(name: str | torch.device) -> torch.device:
+    """Return the device; 'auto' is cuda where there is one. Raises MgenbError where it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found).item()
+    except (RuntimeError, AssertionError) as error:
+        raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
+    return found
+
+
 def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
     """Return a detached copy of the network's state_dict."""
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}

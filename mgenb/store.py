@@ -89,7 +89,12 @@ def lock(path: Path) -> FileLock:
 def save_weights(path: Path, state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
     """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary)
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
+
+    write_atomic(path, write)
     write_json(path.with_suffix(".json"), {**settings, "sha256": file_hash(path)})
 
 

@@ -52,7 +52,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
         if value != PROFILES_VALUE[type(defaults[name])]:
             settings[name] = _as_type(name, value, type(defaults[name]))
     figures.use_style()
-    run = Run(notebook, profile, seed, _device(device), settings)
+    run = Run(notebook, profile, seed, population.device(device), settings)
     print(f"{stem}: profile {profile}, seed {seed}")
     for name, value in settings.items():
         print(f"  {name} = {value}")
@@ -77,17 +77,6 @@ def _as_type(name: str, value: Any, wanted: type) -> Any:
     if name in SHARES and isinstance(value, int | float) and value > 1:
         raise MgenbError(f"{name} is {value!r}; right is a number from 0 to 1")
     return value
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise MgenbError(f"device {name!r} cannot be used here; try device='auto' or 'cpu'") from error
-    return device
 
 
 class Run:

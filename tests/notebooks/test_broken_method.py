@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 BROKEN = {  # stem: what is run before the notebook
     "00_start_here": """
 from mgenb import mge
-mge.generate_layer = lambda weight, settings, seed: weight
+mge.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "01_frequency_sensitivity": """
 from mgenb import frequency
@@ -37,7 +37,19 @@ frequency.fig7_change = anything
 """,
     "04_weight_distribution": """
 from mgenb import mge
-mge.generate_layer = lambda weight, settings, seed: weight
+mge.layer_generator = lambda weight, settings: lambda seed: weight
+""",
+    "05_generated_vs_trained": """
+from mgenb import mge
+mge.layer_generator = lambda weight, settings: lambda seed: weight
+""",
+    "06_accuracy_table": """
+from mgenb import population
+population.Count.passes = lambda self, fewest: True
+""",
+    "07_time_ratio": """
+from mgenb import mge
+mge.layer_generator = lambda weight, settings: lambda seed: weight
 """,
 }
 

@@ -38,6 +38,33 @@ def test_base_settings_and_seed_decide_every_bit(base, noise, selection, domain)
     assert all(not other[name].equal(one[name]) for name in frequency.weight_names(base))
 
 
+@pytest.mark.parametrize("selection", frequency.SELECTIONS)
+@pytest.mark.parametrize("domain", frequency.DOMAINS)
+@pytest.mark.parametrize("transform", ["flat", "kernel", "shuffled:2"])
+def test_one_generator_gives_what_a_fresh_one_gives_in_any_order_of_seeds(base, selection, domain, transform):
+    if domain != {"energy": "coefficients", "high": "coefficients", "fig7": "weights"}.get(selection, domain):
+        pytest.skip(f"{selection} is not about {domain}")
+    settings = mge.Settings(selection=selection, domain=domain, transform=transform)
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    generated = mge.generator(base, settings)
+    found = {seed: generated(seed) for seed in (9, 4, 7)}
+    assert not found[9]["fc.weight"].equal(found[7]["fc.weight"])
+    for seed in (4, 7, 9, 9):
+        assert same(found[seed], mge.generate(base, settings, seed))
+        assert same(found[seed], generated(seed))
+    assert same(base, before)
+
+
+@pytest.mark.parametrize("selection", ["random", "fig7"])
+def test_a_drawn_selection_is_drawn_again_for_each_seed(base, selection):
+    settings = mge.Settings(selection=selection, domain="weights", t=0.95)
+    generated = mge.layer_generator(base["conv.weight"], settings)
+    moved = [generated(seed) != base["conv.weight"] for seed in range(3)]
+    assert len({int(mask.sum()) for mask in moved}) == 1
+    assert not moved[0].equal(moved[1])
+    assert not moved[1].equal(moved[2])
+
+
 def test_the_global_generator_has_no_say_and_is_left_alone(base):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -98,6 +125,18 @@ def test_every_selection_redraws_as_many_as_the_papers(base):
     assert len(sizes) == 1
 
 
+@pytest.mark.parametrize("noise", mge.NOISES)
+def test_draws_come_from_the_generator_given_and_no_other(noise):
+    torch.manual_seed(1)
+    one = draws(noise, n=1000)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert draws(noise, n=1000).equal(one)
+    assert torch.get_rng_state().equal(before)
+    assert draws(noise, z=2 * Z, n=1000).allclose(2 * one)
+    assert not mge.draw(torch.Size((1000,)), noise, Z, torch.Generator().manual_seed(4)).equal(one)
+
+
 def test_truncated_is_a_normal_cut_at_z():
     values = draws("truncated")
     assert values.abs().max() <= Z
@@ -117,7 +156,7 @@ def test_relative_scale_follows_the_layer_and_absolute_does_not(base):
     spread = {}
     for scale in mge.SCALES:
         settings = mge.Settings(t=0.0, noise="gaussian", scale=scale)
-        spread[scale] = mge.generate_layer(base["conv.weight"], settings, 1).std().item()
+        spread[scale] = mge.layer_generator(base["conv.weight"], settings)(1).std().item()
     assert spread["absolute"] == pytest.approx(Z, rel=0.1)
     assert spread["relative"] == pytest.approx(Z * base["conv.weight"].std().item(), rel=0.1)
 
@@ -147,12 +186,30 @@ def test_exactly_eps_below_is_refused_for_every_pair_of_counts():
         assert mge.accepts((hits - 49) / 1000, hits / 1000, 0.05)
 
 
+@pytest.mark.parametrize("total", [1, 3, 20, 100, 997])
+@pytest.mark.parametrize("eps", [0.0, 0.01, 0.05, 0.1, 1.0])
+def test_fewest_right_is_where_the_discriminator_begins_to_accept(total, eps):
+    for base_right in sorted({0, 1, total // 2, 9 * total // 10, total - 1, total}):
+        fewest = mge.fewest_right(base_right, total, eps)
+        accepted = [mge.accepts(right / total, base_right / total, eps) for right in range(total + 1)]
+        assert accepted == [right >= fewest for right in range(total + 1)]
+
+
+def test_fewest_right_at_its_ends():
+    assert mge.fewest_right(1000, 1000, 0.0) == 1001  # nothing is better than a perfect base
+    assert mge.fewest_right(999, 1000, 0.0) == 1000
+    assert mge.fewest_right(950, 1000, 0.05) == 901  # exactly eps below is refused
+    assert mge.fewest_right(30, 1000, 0.05) == 0
+
+
 def test_candidates_repeat_and_differ_from_each_other(base):
     found = list(mge.candidates(base, mge.Settings(), 7, 3))
     assert len({seed for seed, _ in found}) == 3
     for seed, state in found:
         assert same(state, mge.generate(base, mge.Settings(), seed))
     assert [seed for seed, _ in mge.candidates(base, mge.Settings(), 7, 2)] == [seed for seed, _ in found[:2]]
+    assert [seed for seed, _ in found] == [mge.candidate_seed(7, index) for index in range(3)]
+    assert mge.candidate_seed(8, 0) not in {mge.candidate_seed(7, index) for index in range(1000)}
 
 
 def test_noise_of_same_norm_matches_layer_by_layer(base):
@@ -166,49 +223,6 @@ def test_noise_of_same_norm_matches_layer_by_layer(base):
     assert noisy["conv.bias"].equal(base["conv.bias"])
     assert same(noisy, mge.noise_of_same_norm(base, changed, 2))
     assert same(mge.noise_of_same_norm(base, base, 2), base)
-
-
-class Counting:
-    """A fitness that gives 0.9 to the base, then what it is told."""
-
-    def __init__(self, then):
-        self.then, self.calls = then, 0
-
-    def __call__(self, state):
-        self.calls += 1
-        return 0.9 if self.calls == 1 else self.then(self.calls)
-
-
-def test_algorithm_1_spends_one_try_a_layer_when_all_are_accepted(base):
-    fitness = Counting(lambda call: 0.9)
-    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
-    assert result.tries == {"conv.weight": 1, "fc.weight": 1}
-    assert result.kept == ()
-    assert fitness.calls == 3
-    assert all(not result.state[name].equal(base[name]) for name in result.tries)
-
-
-def test_algorithm_1_keeps_the_layers_for_which_it_finds_nothing(base):
-    fitness = Counting(lambda call: 0.1)
-    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
-    assert same(result.state, base)
-    assert result.kept == ("conv.weight", "fc.weight")
-    assert result.tries == {"conv.weight": 5, "fc.weight": 5}
-    assert fitness.calls == 11
-
-
-def test_algorithm_1_takes_the_try_that_passes_and_builds_on_it(base):
-    seen = []
-
-    def fitness(state):
-        seen.append(state)
-        return 0.9 if len(seen) in (1, 4, 5) else 0.1
-
-    result = mge.generate_layerwise(base, mge.Settings(), 1, fitness, tries=5)
-    assert result.tries == {"conv.weight": 3, "fc.weight": 1}
-    assert same(result.state, seen[4])
-    assert seen[4]["conv.weight"].equal(seen[3]["conv.weight"])
-    assert not seen[1]["conv.weight"].equal(seen[2]["conv.weight"])
 
 
 @pytest.mark.parametrize(
@@ -228,8 +242,3 @@ def test_algorithm_1_takes_the_try_that_passes_and_builds_on_it(base):
 def test_wrong_settings_are_refused_at_once(wrong, words):
     with pytest.raises(MgenbError, match=words):
         mge.Settings(**wrong)
-
-
-def test_algorithm_1_needs_a_try(base):
-    with pytest.raises(MgenbError, match="tries is 0"):
-        mge.generate_layerwise(base, mge.Settings(), 1, lambda state: 1.0, tries=0)

@@ -1,4 +1,7 @@
-"""Evaluation: the same predictions as a plain forward pass, and a network that leaves as it came."""
+"""Evaluation: predictions and counts of a plain forward pass, an early stop that decides the same, nothing changed."""
+
+import copy
+import weakref
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 from mgenb import nets, population
 from mgenb.data import Split
 from mgenb.errors import MgenbError
+from mgenb.population import Count
 
 
 def split(n, channels=1, size=28):
@@ -102,3 +106,216 @@ def test_accuracy_is_the_percentage_of_right_images():
     images = split(40)
     assert population.correct(net, images, always_seven).equal(images.labels == 7)
     assert population.accuracy(net, images, always_seven) == 10
+
+
+def settled(arch, n):
+    """Return a network whose BatchNorm has the statistics of `n` images, and these with its own predictions as labels.
+
+    So its classes differ from image to image, and it has all of them right.
+    """
+    torch.manual_seed(0)
+    net, images = nets.build(arch, 1, 28, 10), split(n)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(images.images)
+        labels = net.eval()(images.images).argmax(1)
+    return net, Split(images.images, labels, images.groups, "val")
+
+
+def population_of(net, scales):
+    """Return one state for each scale: noise of that share of each tensor's deviation, in the statistics too."""
+    base, states = population.state_of(net), []
+    for seed, scale in enumerate(scales):
+        generator = torch.Generator().manual_seed(seed)
+        state = dict(base)
+        for name, t in base.items():
+            if t.ndim and not name.startswith("normalise"):
+                noise = torch.randn(t.shape, generator=generator) * t.std()
+                state[name] = (t + scale * noise).clamp(min=0.01) if name.endswith("running_var") else t + scale * noise
+        states.append(state)
+    return states
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A LeNet, 60 images all of which it has right, a population of 12, and what a plain forward pass gives."""
+    net, images = settled("lenet", 60)
+    states = population_of(net, [0.1 * i for i in range(12)])
+    return net, images, states, [plainly(net, images, state) for state in states]
+
+
+def plainly(net, images, state):
+    twin = copy.deepcopy(net).eval()
+    twin.load_state_dict(state)
+    with torch.no_grad():
+        return int((twin(images.images).argmax(1) == images.labels).sum())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap's average pooling on a CPU
+@pytest.mark.parametrize(
+    ("arch", "n", "scales"),
+    [("lenet", 60, (0, 0.8, 1.6)), ("vgg11_bn", 12, (0, 0.03, 0.1)), ("resnet18", 8, (0, 0.05, 0.1))],
+)
+def test_both_ways_count_what_a_plain_forward_pass_has_right(arch, n, scales, monkeypatch):
+    monkeypatch.setattr(population, "CPU_BATCH", n // 2 - 1)  # three batches, the last one short
+    net, images = settled(arch, n)
+    states = [*population_of(net, scales), jittered(net, 1)]
+    expected = [plainly(net, images, state) for state in states]
+    assert expected[0] == n
+    assert len(set(expected)) > 2
+    for way in population.WAYS:
+        assert population.count(net, images, states, way=way) == [Count(right, n, n) for right in expected]
+    assert [int(population.correct(net, images, state).sum()) for state in states] == expected
+
+
+@pytest.mark.parametrize("way", population.WAYS)
+def test_a_population_of_none_and_of_one(noisy, way):
+    net, images, states, expected = noisy
+    assert population.count(net, images, iter(()), way=way) == []
+    assert population.count(net, images, [states[4]], way=way) == [Count(expected[4], 60, 60)]
+
+
+def test_a_population_larger_than_a_stack_is_counted_in_stacks(noisy, monkeypatch):
+    net, images, states, expected = noisy
+    sizes, stack = [], population.stack
+
+    def watched(stacked):
+        sizes.append(len(stacked))
+        return stack(stacked)
+
+    monkeypatch.setattr(population, "stack", watched)
+    monkeypatch.setattr(population, "CPU_BUDGET", population.CPU_BUDGET // 25)
+    found = population.count(net, images, iter(states), way="vmap")
+    assert [one.right for one in found] == expected
+    assert sum(sizes) == 12
+    assert 1 < max(sizes) < 12
+    monkeypatch.setattr(population, "CPU_BUDGET", 1)  # one model always fits
+    assert population.count(net, images, states[:2], way="vmap") == found[:2]
+    assert sizes[-2:] == [1, 1]
+
+
+@pytest.mark.parametrize(("way", "most"), [("loop", 1), ("vmap", 4)])
+def test_a_generators_states_are_let_go_as_they_are_counted(noisy, monkeypatch, way, most):
+    net, images, states, expected = noisy
+    monkeypatch.setattr(population, "_stack_size", lambda net, split: 2)
+    made, alive = [], []
+
+    def fresh():
+        for state in states:
+            own = {name: tensor.clone() for name, tensor in state.items()}
+            made.append(weakref.ref(own["net.fc1.weight"]))
+            yield own
+            del own
+            alive.append(sum(one() is not None for one in made))
+
+    assert [one.right for one in population.count(net, images, fresh(), way=way)] == expected
+    assert len(alive) == 12
+    assert max(alive) <= most
+
+
+@pytest.mark.parametrize("way", ["loop", "vmap"])
+@pytest.mark.parametrize("fewest", [None, 0, 1, 60, 61])
+def test_a_model_of_nans_has_none_right_and_does_no_harm_to_its_neighbours(noisy, monkeypatch, way, fewest):
+    net, images, states, expected = noisy
+    monkeypatch.setattr(population, "CPU_BATCH", 16)
+    broken = {**states[0], "net.fc2.bias": torch.full((10,), float("nan"))}
+    found = population.count(net, images, [states[0], broken, states[6]], way=way, fewest=fewest)
+    rights = [60, 0, expected[6]]
+    if fewest is None:
+        assert found == [Count(right, 60, 60) for right in rights]
+    else:
+        assert [one.passes(fewest) for one in found] == [right >= fewest for right in rights]
+    assert found[1].right == 0
+
+
+@pytest.mark.parametrize("way", ["loop", "vmap"])
+def test_a_network_in_training_counts_as_in_evaluation_and_leaves_as_it_came(way):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(784, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 10))
+    net, images = nn.Sequential(nn.Flatten(), body), split(40)
+    images = Split(images.images / 255, images.labels, images.groups, "val")
+    states = population_of(net, [0.0, 0.5])
+    expected = [plainly(net, images, state) for state in states]
+    before = population.state_of(net.train())
+    net[1][1].eval()
+    modes = [module.training for module in net.modules()]
+    assert [one.right for one in population.count(net, images, states, way=way)] == expected
+    assert [module.training for module in net.modules()] == modes
+    assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
+    with pytest.raises(MgenbError, match="lacks"):
+        population.count(net, images, [{}], way=way)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_an_unknown_way_is_refused_before_a_state_is_made():
+    def states():
+        raise AssertionError("a state was asked for")
+        yield
+
+    with pytest.raises(MgenbError, match="unknown way 'vmaps'; did you mean 'vmap'"):
+        population.count(nets.build("lenet", 1, 28, 10), split(2), states(), way="vmaps")
+
+
+@pytest.mark.parametrize(("way", "size"), [("loop", 300), ("vmap", 80)])
+def test_an_early_stop_decides_as_the_full_pass_does(way, size, monkeypatch, lenet, small):
+    images = small.train.take(80, 0)
+    monkeypatch.setattr(population, "CPU_BATCH", 17)  # five batches, the last one short
+    monkeypatch.setattr(population, "_stack_size", lambda net, split: 8)
+    states = population_of(lenet, [1.2 * i / size for i in range(size)])
+    full = [one.right for one in population.count(lenet, images, states, way="loop")]
+    middle, top = sorted(full)[size // 2], max(full)
+    assert min(full) < middle - 10
+    assert middle + 10 < top
+    mean_seen = []
+    for fewest in (0, 1, middle, top - 3, top, 80, 81):
+        found = population.count(lenet, images, states, way=way, fewest=fewest)
+        assert [one.passes(fewest) for one in found] == [right >= fewest for right in full]
+        assert all(one.right <= right <= one.most for one, right in zip(found, full, strict=True))
+        mean_seen.append(sum(one.seen for one in found) / size)
+    assert mean_seen[0] == mean_seen[-1] == 17  # at least none, at least all and one more: the first batch tells
+    assert all(17 <= seen < 80 for seen in mean_seen)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "passes"),
+    [(0, True), (5, True), (6, None), (15, None), (16, False), (21, False)],
+)
+def test_bounds_that_do_not_tell_are_not_taken_for_a_decision(fewest, passes):
+    some = Count(right=5, seen=10, total=20)
+    assert some.most == 15
+    if passes is None:
+        with pytest.raises(MgenbError, match=f"10 of 20 images do not tell whether {fewest} are right"):
+            some.passes(fewest)
+    else:
+        assert some.passes(fewest) is passes
+
+
+def test_a_whole_pass_decides_everything():
+    whole = Count(right=5, seen=20, total=20)
+    assert whole.most == 5
+    assert [fewest for fewest in range(22) if whole.passes(fewest)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("arch", "n"), [("lenet", 40), ("resnet18", 6)])
+def test_a_quick_copy_predicts_the_same_and_shares_nothing(arch, n):
+    net, images = settled(arch, n)
+    before, strides = population.state_of(net.train()), [t.stride() for t in net.state_dict().values()]
+    quick = population.quick_copy(net)
+    assert not any(module.training for module in quick.modules())
+    with torch.no_grad():
+        assert quick(images.images).argmax(1).equal(images.labels)
+        for parameter in quick.parameters():
+            parameter.zero_()
+    assert all(module.training for module in net.modules())
+    assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
+    assert [t.stride() for t in net.state_dict().values()] == strides
+
+
+def test_a_stack_holds_each_state_in_its_place(noisy):
+    states = noisy[2]
+    stacked = population.stack(states)
+    assert stacked.keys() == states[0].keys()
+    for place, state in enumerate(states):
+        assert all(stacked[name][place].equal(tensor) for name, tensor in state.items())

@@ -1,0 +1,120 @@
+"""The commands `mgenb pool`. What is slow to load is imported inside the commands, so that --help is quick."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Pools: many generated and accepted models, kept as recipes. Start: mgenb pool create --help",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pool.")]
+
+
+@app.command()
+def create(
+    dataset: Annotated[str, typer.Option(help="A dataset by name, or a folder or .zip of your own images.")],
+    arch: Annotated[str, typer.Option(help="Architecture, such as lenet.")],
+    count: Annotated[int, typer.Option(help="How many accepted models; a larger one extends a pool.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pool.")],
+    t: Annotated[float, typer.Option(help="Share of the energy that is kept, 0 to 1.")] = 0.8,
+    z: Annotated[float, typer.Option(help="Size of the noise that replaces the rest.")] = 0.2,
+    noise: Annotated[str, typer.Option(help="truncated, literal or gaussian.")] = "truncated",
+    scale: Annotated[str, typer.Option(help="What z is measured in: relative (to a layer) or absolute.")] = "relative",
+    selection: Annotated[
+        str, typer.Option(help="What is redrawn: energy, high, fig7, random, magnitude or largest.")
+    ] = "energy",
+    domain: Annotated[str, typer.Option(help="Redraw coefficients or weights.")] = "coefficients",
+    transform: Annotated[str, typer.Option(help="DCT of the whole layer (flat) or of kernels (kernel).")] = "flat",
+    seed: Annotated[int, typer.Option(help="Seed of data, base and candidates.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs that the base is trained for.")] = 3,
+    recipe: Annotated[str, typer.Option(help="How the base is trained.")] = "mge-adam",
+    eps: Annotated[float, typer.Option(help="Accuracy that an accepted model may lose, 0 to 1.")] = 0.05,
+    train_limit: Annotated[int, typer.Option(help="Images to train with; 0 for all.")] = 0,
+    val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
+    samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
+    early_stop: Annotated[
+        bool, typer.Option("--early-stop", help="Judge each model no longer than needed: accuracies become bounds.")
+    ] = False,
+    max_candidates: Annotated[
+        int | None, typer.Option(help="Most candidates to try; 20 x count otherwise, at least 100.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where models are judged: auto, cpu or cuda.")] = "auto",
+    materialise: Annotated[
+        bool, typer.Option("--materialise", help="Write the models' weights too, to DIR/models.")
+    ] = False,
+) -> None:
+    """Make a pool of accepted models; the same command goes on after an interruption.
+
+    Example: mgenb pool create --dataset mnist --arch lenet --count 1000 --out pool
+    """
+    from mgenb import mge, pooling
+
+    settings = mge.Settings(selection=selection, t=t, noise=noise, z=z, domain=domain, scale=scale, transform=transform)
+    plan = pooling.Plan(
+        dataset=dataset,
+        arch=arch,
+        count=count,
+        settings=settings,
+        seed=seed,
+        eps=eps,
+        recipe=recipe,
+        epochs=epochs,
+        train_limit=train_limit,
+        val_limit=val_limit,
+        source="samples" if samples else "auto",
+        early_stop=early_stop,
+    )
+    made = pooling.create(plan, out, max_candidates=max_candidates, device=device, materialise=materialise)
+    print(made.describe())
+
+
+@app.command()
+def show(
+    folder: Folder,
+    rows: Annotated[int, typer.Option(min=0, help="How many candidates to list.")] = 10,
+) -> None:
+    """Show what a pool holds, an unfinished one too. Example: mgenb pool show pool --rows 20"""
+    from mgenb.pool import Pool
+
+    pool = Pool(folder, partial=True)
+    print(pool.describe())
+    reasons = pool.rows["why"].str.replace(r"^[\d.]+ below", "eps or more below", regex=True)
+    for reason, number in reasons.value_counts().items():
+        print(f"{number:9d} {reason}")
+    if rows and len(pool.rows):
+        columns = ["index", "model", "right", "seen", "accuracy", "low", "high", "distance", "why"]
+        print(pool.rows[columns].head(rows).to_string(index=False, na_rep="-"))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many models to make again; all otherwise.")] = None,
+) -> None:
+    """Make the models again, compare with the manifest. Example: mgenb pool verify pool
+
+    Exit code 1 when a model is not the recorded one, or a row contradicts itself.
+    """
+    from mgenb.pool import Pool
+
+    report = Pool(folder).verify(rows)
+    print(report)
+    if not report.fine:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    number: Annotated[int, typer.Argument(metavar="N", help="Number of the model, from 0.")],
+    file: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write; never an existing one.")],
+) -> None:
+    """Write one model's weights. Example: mgenb pool export pool 17 model.safetensors"""
+    from mgenb.pool import Pool
+
+    Pool(folder).export(number, file)
+    print(f"model {number} is in {file}; where it comes from stands in {file.with_suffix('.json')}")

@@ -1,0 +1,109 @@
+"""Generating and counting populations: against the plain way, with an early stop, stacked, and by batch size."""
+
+import copy
+from time import perf_counter
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+from mgenb import mge, population
+
+
+class Pictures(Dataset):
+    """A split as torchvision's MNIST gives it: a PIL image, made a tensor each time it is asked for."""
+
+    def __init__(self, split):
+        self.images, self.labels, self.transform = split.images[:, 0].cpu().numpy(), split.labels.tolist(), ToTensor()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def plain_count(net, split, state):
+    """The plain way: a model with the state, a fresh DataLoader, batches of 64."""
+    model, device, right = copy.deepcopy(net).eval(), split.images.device, 0
+    model.load_state_dict(state)
+    with torch.no_grad():
+        for images, labels in DataLoader(Pictures(split), batch_size=64):
+            right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
+    return right
+
+
+def states(base, settings, count):
+    return (state for _, state in mge.candidates(base, settings, 0, count))
+
+
+def test_twenty_lenets_on_5000_images_against_the_plain_way(against, lenet, digits):
+    if digits.variant == "sample":
+        pytest.skip("5,000 validation images are not there: MGENB_DATA names no folder with MNIST")
+    base, settings = population.state_of(lenet), mge.Settings()
+    seeds = [mge.candidate_seed(0, index) for index in range(20)]
+
+    def ours():
+        return [one.right for one in population.count(lenet, digits.val, states(base, settings, 20))]
+
+    def plain():
+        return [plain_count(lenet, digits.val, mge.generate(base, settings, seed)) for seed in seeds]
+
+    for mine, theirs in against(ours, plain, note="; bar: at least 2"):
+        assert mine == theirs
+        assert len(mine) == 20
+
+
+def test_an_early_stop_against_the_full_pass(against, lenet, digits):
+    base, settings = population.state_of(lenet), mge.Settings(z=0.6)
+    drawn = list(states(base, settings, 20))
+    right, total = int(population.correct(lenet, digits.val).sum()), len(digits.val)
+    fewest = mge.fewest_right(right, total)
+
+    def decisions(**options):
+        return [one.passes(fewest) for one in population.count(lenet, digits.val, drawn, **options)]
+
+    for early, full in against(lambda: decisions(fewest=fewest), decisions):
+        assert early == full
+
+
+@pytest.mark.parametrize(("arch", "models", "n"), [("lenet", 20, 500), ("vgg11", 4, 100)])
+def test_stacked_against_one_after_the_other(against, arch, models, n, request, digits):
+    net, images = request.getfixturevalue(arch), digits.val.take(n, 0)
+    drawn = list(states(population.state_of(net), mge.Settings(), models))
+
+    def counts(way):
+        return [one.right for one in population.count(net, images, drawn, way=way)]
+
+    # another kernel adds in another order: an image between two classes may fall to either
+    for stacked, looped in against(lambda: counts("vmap"), lambda: counts("loop"), note=f" on {images.images.device}"):
+        assert all(abs(one - other) <= 1 for one, other in zip(stacked, looped, strict=True))
+
+
+@pytest.mark.parametrize(("arch", "n", "rounds"), [("lenet", 5000, 5), ("vgg11", 500, 3)])
+def test_batch_sizes_and_memory_orders(benchmark, arch, n, rounds, request, digits, monkeypatch, capsys):
+    if digits.train.images.is_cuda:
+        pytest.skip("on a GPU the batch size is another one, and the memory order is left as it is")
+    net, images = request.getfixturevalue(arch), digits.val.take(min(n, len(digits.val)), 0)
+    quick, best = population._quick, {}
+
+    def timed(batch, order):
+        monkeypatch.setattr(population, "CPU_BATCH", batch)
+        monkeypatch.setattr(population, "_quick", quick if order == "channels last" else dict)
+        start = perf_counter()
+        counted = population.count(net, images, [net.state_dict()])
+        best[batch, order] = min(best.get((batch, order), float("inf")), perf_counter() - start)
+        return counted[0].right
+
+    def every():
+        return {timed(batch, order) for batch in (64, 128, 256, 500) for order in ("channels last", "as drawn")}
+
+    found = benchmark.pedantic(every, rounds=rounds, warmup_rounds=1)
+    benchmark.extra_info["best_s"] = {f"{batch}, {order}": seconds for (batch, order), seconds in best.items()}
+    assert max(found) - min(found) <= 1
+    with capsys.disabled():
+        for (batch, order), seconds in sorted(best.items(), key=lambda item: item[1]):
+            print(f"\n{arch}, {len(images)} images, batch {batch}, {order}: {seconds:.3f} s", end="")
+        print()
