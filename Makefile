@@ -30,7 +30,7 @@ slow: install
 	$(BIN)/python -m pytest tests -m slow
 
 bench: install
-	$(BIN)/python -m pytest tests/benchmarks
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds
 
 lab: install
 	$(BIN)/jupyter lab notebooks

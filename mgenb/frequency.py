@@ -50,6 +50,7 @@ def idct(c: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must also serve a later caller that takes gradients
 def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return Makhoul's twiddle factors (complex [n]) and the orthonormal factors (real [n])."""
     angle = -math.pi / (2 * n) * torch.arange(n, device=device, dtype=torch.float64)

@@ -67,11 +67,18 @@ def draw(shape: torch.Size, noise: str, z: float, generator: torch.Generator) ->
 
 def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
     """Return the mask (bool, the layer's shape) of what `settings` lets the generator redraw."""
-    coefficients = frequency.to_coefficients(weight, settings.transform)
+    return _mask(weight, settings, _count(weight, settings), seed)
+
+
+def _count(weight: torch.Tensor, settings: Settings) -> int:
+    return frequency.unimportant_count(frequency.to_coefficients(weight, settings.transform), settings.t)
+
+
+def _mask(weight: torch.Tensor, settings: Settings, count: int, seed: int) -> torch.Tensor:
     return frequency.select(
         weight,
         settings.selection,
-        frequency.unimportant_count(coefficients, settings.t),
+        count,
         domain=settings.domain,
         transform=settings.transform,
         band=settings.band,
@@ -104,12 +111,12 @@ def layer_generator(weight: torch.Tensor, settings: Settings) -> Callable[[int],
     Its coefficients are computed once, and so is the mask unless the selection itself is drawn: what is left
     for each seed is the draw and one inverse DCT.
     """
-    redrawn = _redrawer(weight, settings)
-    drawn_mask = settings.selection in ("random", "fig7")
-    mask = None if drawn_mask else unimportant(weight, settings, 0)
+    redrawn, count = _redrawer(weight, settings), _count(weight, settings)
+    drawn = settings.selection in ("random", "fig7")
+    mask = None if drawn else _mask(weight, settings, count, 0)
 
     def generated(seed: int) -> torch.Tensor:
-        return redrawn(unimportant(weight, settings, derive(seed, "mask")) if mask is None else mask, seed)
+        return redrawn(_mask(weight, settings, count, derive(seed, "mask")) if mask is None else mask, seed)
 
     return generated
 

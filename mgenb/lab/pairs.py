@@ -1,6 +1,7 @@
 """Which networks on which data a notebook runs, as one parameter: "mnist:lenet:mge-adam:6:0:80, ..."."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mgenb import data, nets, training
 from mgenb.errors import MgenbError, choose
@@ -43,7 +44,8 @@ def _pair(entry: str) -> Pair:
     if len(fields) != 6:
         raise MgenbError(f"pairs has the entry {entry!r}; right is {FORM}")
     dataset, arch, recipe, *numbers = fields
-    choose("dataset", dataset, data.NAMES)
+    if not Path(dataset).exists():  # the user's own images
+        choose("dataset", dataset, data.NAMES)
     choose("architecture", arch, nets.ARCHITECTURES)
     choose("recipe", recipe, training.RECIPES)
     try:

@@ -164,7 +164,7 @@ class Run:
         ]
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
         self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine, place = min(accuracies) >= floor, (dataset.name, arch)
+        fine, place = min(accuracies) >= floor, (pair.dataset if pair else dataset.name, arch)
         print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
         self._scales[place] = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
         if not fine:
@@ -200,6 +200,10 @@ class Run:
         """Print and record a fact of the method that holds at any scale; nbval compares it."""
         self._result["mechanism"][name] = value
         print(f"mechanism {name}: {value}")
+
+    def knows(self, claim_id: str) -> bool:
+        """Return whether the registry has this claim of the notebook; of pairs that no paper tried it has none."""
+        return any(claim.id == claim_id for claim in self._claims())
 
     def fit(self, pair: Pair) -> bool:
         """Return whether the base networks of `pair` are above its floor."""

@@ -1,8 +1,10 @@
 """Two ways of the same work, timed in turn in one run: a noisy machine disturbs both alike.
 
-No time is asserted: what came out is printed, and written with pytest's --benchmark-json.
+No time is asserted: what came out is printed, and written with pytest's --benchmark-json. One thread, unless
+OMP_NUM_THREADS says otherwise: threads that wait for a core which another process has make any ratio.
 """
 
+import os
 import statistics
 from time import perf_counter
 
@@ -11,6 +13,14 @@ import torch
 
 from mgenb import data, population, training
 from mgenb.data import Split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +71,12 @@ def against(benchmark, request, capsys):
         if benchmark.stats is not None:  # None: with --benchmark-disable
             mine = benchmark.stats.stats.data
             ratios = sorted(slow / quick for quick, slow in zip(mine, times, strict=True))
-            found = {"other_s": statistics.median(times), "ratios": ratios, "ratio": statistics.median(ratios)}
+            found = {
+                "threads": torch.get_num_threads(),
+                "other_s": statistics.median(times),
+                "ratios": ratios,
+                "ratio": statistics.median(ratios),
+            }
             benchmark.extra_info.update(found)
             with capsys.disabled():
                 print(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mgenb import frequency, layerwise, mge, nets, population
 from mgenb.data import Split
@@ -203,8 +204,8 @@ def test_layers_can_be_tried_in_turn():
         assert quickly(state[name], None) == plainly(state[name], None)
 
 
-class InPlace(nn.Module):
-    """A network that changes in place, after its second layer, what that layer read."""
+class Awkward(nn.Module):
+    """A network that changes in place, after its second layer, what that layer read, and drops out by its mode."""
 
     def __init__(self):
         super().__init__()
@@ -212,23 +213,24 @@ class InPlace(nn.Module):
         self.first, self.second, self.head = nn.Linear(784, 30), nn.Linear(30, 30), nn.Linear(30, 10)
 
     def forward(self, images):
-        x = self.first(self.flatten(images))
+        x = functional.dropout(self.first(self.flatten(images)), training=self.training)
         y = self.second(x)
         return self.head(y + self.relu(x).mul_(2))
 
 
 def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
     torch.manual_seed(0)
-    net = InPlace().eval()
-    images = Split(torch.rand(40, 1, 28, 28), torch.arange(40) % 10, torch.arange(40), "val")
+    net, images = Awkward(), torch.rand(40, 1, 28, 28)
     with torch.no_grad():
-        images.labels.copy_(net(images.images).argmax(1))
-    plain, cached = (way(net, images)(net.state_dict(), "second.weight") for way in (layerwise.plain, layerwise.cached))
-    weights = [mge.layer_generator(net.second.weight.detach(), mge.Settings(t=0.2, z=3.0))(seed) for seed in range(5)]
+        images = Split(images, net.eval()(images).argmax(1), torch.arange(40), "val")
+    base = population.state_of(net.train())
+    plain, cached = (way(net, images)(base, "second.weight") for way in (layerwise.plain, layerwise.cached))
+    generated = mge.layer_generator(base["second.weight"], mge.Settings(t=0.2, z=3.0))
+    weights = [generated(seed) for seed in range(5)]
     values = [plain(weight, None) for weight in weights]
     assert len(set(values)) > 2
     assert [cached(weight, None) for weight in weights] == values
-    assert cached(net.second.weight.detach(), None).right == 40
+    assert cached(base["second.weight"], None).right == 40
 
 
 def test_a_layer_of_nans_is_never_accepted():

@@ -258,24 +258,26 @@ def test_an_unknown_way_is_refused_before_a_state_is_made():
         population.count(nets.build("lenet", 1, 28, 10), split(2), states(), way="vmaps")
 
 
-@pytest.mark.parametrize(("way", "size"), [("loop", 300), ("vmap", 80)])
-def test_an_early_stop_decides_as_the_full_pass_does(way, size, monkeypatch, lenet, small):
+@pytest.mark.parametrize(("way", "size", "stack"), [("loop", 300, 1), ("vmap", 80, 8)])
+def test_an_early_stop_decides_as_the_full_pass_does_and_as_soon_as_it_can(way, size, stack, monkeypatch, lenet, small):
     images = small.train.take(80, 0)
-    monkeypatch.setattr(population, "CPU_BATCH", 17)  # five batches, the last one short
-    monkeypatch.setattr(population, "_stack_size", lambda net, split: 8)
+    ends = torch.tensor([17, 34, 51, 68, 80])  # of the batches
+    monkeypatch.setattr(population, "CPU_BATCH", 17)
+    monkeypatch.setattr(population, "_stack_size", lambda net, split: stack)
     states = population_of(lenet, [1.2 * i / size for i in range(size)])
-    full = [one.right for one in population.count(lenet, images, states, way="loop")]
+    hits = torch.stack([population.correct(lenet, images, state) for state in states])
+    full, so_far = hits.sum(1).tolist(), hits.cumsum(1)[:, ends - 1]
     middle, top = sorted(full)[size // 2], max(full)
     assert min(full) < middle - 10
     assert middle + 10 < top
-    mean_seen = []
     for fewest in (0, 1, middle, top - 3, top, 80, 81):
         found = population.count(lenet, images, states, way=way, fewest=fewest)
         assert [one.passes(fewest) for one in found] == [right >= fewest for right in full]
         assert all(one.right <= right <= one.most for one, right in zip(found, full, strict=True))
-        mean_seen.append(sum(one.seen for one in found) / size)
-    assert mean_seen[0] == mean_seen[-1] == 17  # at least none, at least all and one more: the first batch tells
-    assert all(17 <= seen < 80 for seen in mean_seen)
+        open_after = (so_far < fewest) & (fewest <= so_far + 80 - ends)
+        last = open_after.sum(1).reshape(-1, stack).amax(1).repeat_interleave(stack)  # a stack ends with its slowest
+        assert [one.seen for one in found] == ends[last].tolist()
+        assert sum(one.seen for one in found) < 80 * size
 
 
 @pytest.mark.parametrize(
