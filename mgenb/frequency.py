@@ -49,7 +49,7 @@ def idct(c: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is kept must also serve a later caller that takes gradients
 def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return Makhoul's twiddle factors (complex [n]) and the orthonormal factors (real [n])."""

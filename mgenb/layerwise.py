@@ -86,10 +86,11 @@ def replay(
 
 
 def plain(net: nn.Module, split: Split) -> Fitness:
-    """Return the fitness that runs the whole network for each try."""
+    """Return the fitness that runs the whole network for each try; SealedSplitError for the test split."""
+    population.refuse_test(split)
 
     def at(state: State, name: str) -> Callable[[torch.Tensor, int | None], population.Count]:
-        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}])[0]
+        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}], way="loop")[0]
 
     return at
 
@@ -98,8 +99,9 @@ def cached(net: nn.Module, split: Split) -> Fitness:
     """Return the fitness that computes what lies before the layer once, and each try from there on until decided.
 
     Holds those activations for the whole split: for LeNet at most 19 kB an image, for VGG16 256 kB.
-    Any network that torch.fx can trace; `net` stays as it is.
+    Any network that torch.fx can trace; `net` stays as it is. SealedSplitError for the test split.
     """
+    population.refuse_test(split)
     graph = _Tracer().trace(population.quick_copy(net))
     first, *nodes, last = graph.nodes
     batches, total = list(population.batches(split)), len(split)

@@ -36,8 +36,12 @@ COLUMNS: dict[str, Any] = {
     **{"accuracy": (float, NoneType), "low": float, "high": float, "accepted": bool, "why": str},
     **{"distance": float, "hash": str, "settings": str, "probe": str},
 }
-HEADER_FIELDS = {"arch", "channels", "size", "classes", "dataset", "base", "settings", "seed", "count", "eps"}
-HEADER_FIELDS |= {"early_stop", "probe", "made_with"}
+FIELDS: dict[str, Any] = {  # of the header, with the types of their values
+    **dict.fromkeys(("channels", "size", "classes", "seed", "count", "probe"), int),
+    **{"arch": str, "eps": float, "early_stop": bool, "settings": dict, "made_with": dict},
+    "dataset": {"given": str, "source": str, "name": str, "variant": str, "digest": str, "seed": int},
+    "base": {"recipe": str, "epochs": int, "seed": int, "sha256": str, "right": int, "total": int},
+}
 Header = dict[str, Any]
 
 
@@ -49,17 +53,29 @@ class NoSuchModel(MgenbError, KeyError):
 
 
 def load_data(where: Header) -> data.Dataset:
+    """Return the dataset that the header's part `where` names."""
     train, val = (where[name] or None for name in ("train_limit", "val_limit"))
     return data.load(where["given"], source=where["source"], seed=where["seed"], train_limit=train, val_limit=val)
 
 
+def _holds(value: Any, fields: Mapping[str, Any]) -> bool:
+    """Return whether `value` is an object that holds all `fields` with values of their types."""
+    if not isinstance(value, dict):
+        return False
+    return all(
+        _holds(value.get(name), kind) if isinstance(kind, dict) else isinstance(value.get(name), kind)
+        for name, kind in fields.items()
+    )
+
+
 def read_header(path: Path) -> Header:
+    """Return the header of the pool at `path`; MgenbError where there is none, or a damaged one."""
     file = path / HEADER
     if not file.exists():
         raise MgenbError(f"no pool at {path}: make one with mgenb pool create")
     try:
         header: Header = json.loads(file.read_bytes())
-        version, complete = header["format"], header.keys() >= HEADER_FIELDS
+        version, complete = header["format"], _holds(header, FIELDS)
     except (ValueError, KeyError, TypeError, AttributeError):
         version, complete = FORMAT, False
     if version != FORMAT:
@@ -85,9 +101,8 @@ def _read_rows(file: Path, settings: str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
-            fine = all(isinstance(row.get(name), kind) for name, kind in COLUMNS.items())
-            fine = fine and (row["index"], row["settings"]) == (number, settings)
-        except (ValueError, AttributeError):
+            fine = _holds(row, COLUMNS) and (row["index"], row["settings"]) == (number, settings)
+        except ValueError:
             fine = False
         if not fine:
             advice = "delete it and all after it, and the command that made the pool goes on"
@@ -147,6 +162,7 @@ def predictions(net: nn.Module, images: data.Split, state: mge.State) -> str:
 
 
 def first_images(split: data.Split, n: int) -> data.Split:
+    """Return the first `n` images of a split."""
     return data.Split(split.images[:n], split.labels[:n], split.groups[:n], split.role)
 
 

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from mgenb.data import Split
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, SealedSplitError, choose
+
+torch.backends.cudnn.allow_tf32 = False  # predictions must not depend on the way in which they are computed
 
 State = Mapping[str, torch.Tensor]
 
 # batches that stay in a CPU's cache are up to seven times faster than one large batch
 CPU_BATCH, GPU_BATCH = 128, 2048
 WAYS = ("auto", "loop", "vmap")
+MOST_ELEMENTS = 2**31 - 1  # of one tensor, for libraries that count in 32 bits
 CPU_BUDGET = 2**30  # bytes for a stacked population where the device does not say what is free
 
 
@@ -93,10 +96,13 @@ def count(
 
     `states` is consumed as it is evaluated: a generator keeps few of them in memory. With `fewest` a model's
     pass ends as soon as it is certain whether it has at least that many right: the decision is that of the
-    full pass, the count is bounds only. `way`: 'loop', one model after the other; 'vmap', stacked populations
-    as large as memory allows; 'auto', the faster of the two on the split's device.
+    full pass, the count is bounds only; since that selects, the test split is refused (SealedSplitError).
+    `way`: 'loop', one model after the other; 'vmap', stacked populations as large as memory allows; 'auto', the
+    loop on a CPU, where it is faster, and stacks elsewhere.
     """
     choose("way", way, WAYS)
+    if fewest is not None:
+        refuse_test(split)
     if way == "auto":
         way = "loop" if split.images.device.type == "cpu" else "vmap"
     if way == "loop":
@@ -106,6 +112,12 @@ def count(
     while chunk := list(islice(pending, size)):
         found += _count_stack(net, split, chunk, fewest)
     return found
+
+
+def refuse_test(split: Split) -> None:
+    """Raise SealedSplitError for the test split: what selects may not see it."""
+    if split.role == "test":
+        raise SealedSplitError("models are selected on validation images: the test split is for run.final_test alone")
 
 
 def batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -163,13 +175,13 @@ def tally(
     logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None = None
 ) -> Count:
     """Count right images batch by batch, until it is certain whether `fewest` of `total` are right."""
-    right, seen = 0, 0
+    right, seen = torch.zeros((), dtype=torch.int64), 0
     for batch, truth in zip(logits, labels, strict=False):
-        right += int((classes_of(batch) == truth).sum())
+        right = right.to(truth.device) + (classes_of(batch) == truth).sum()
         seen += len(truth)
-        if fewest is not None and not right < fewest <= right + total - seen:
+        if fewest is not None and not int(right) < fewest <= int(right) + total - seen:
             break
-    return Count(right, seen, total)
+    return Count(int(right), seen, total)
 
 
 @torch.inference_mode()
@@ -209,11 +221,11 @@ def _stack_size(net: nn.Module, split: Split) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    # twice: a convolution's workspace is about as large as what goes in and out
-    one = sum(t.nbytes for t in net.state_dict().values()) + 2 * largest * len(images)
+    # twice: weights are held apart and stacked, and a convolution's workspace is about as large as what it reads
+    one = 2 * (sum(t.nbytes for t in net.state_dict().values()) + largest * len(images))
     device = split.images.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_BUDGET
-    return max(1, int(free / 2 / one))
+    return max(1, min(int(free / 2 / one), MOST_ELEMENTS // (largest * len(images) // 4 + 1)))
 
 
 def _tensors(net: nn.Module, state: State | None) -> dict[str, torch.Tensor]:

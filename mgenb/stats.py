@@ -123,11 +123,12 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str = "seeds") -
     return Estimate(math.exp(logs.mean()), x.size, unit, "t interval on log ratios", bounds)
 
 
-def largest(estimates: Sequence[Estimate]) -> Estimate:
-    """The largest of several quantities, from an estimate of each.
+def largest(estimates: Sequence[Estimate], of: int) -> Estimate:
+    """The largest of `of` quantities, from estimates of some or all of them.
 
-    The lower end is the largest lower end at Bonferroni's level, the upper end the largest upper end: the
-    interval of whichever quantity is the largest holds it (Berger 1982). Raises MgenbError for none.
+    The lower end is the largest lower end at Bonferroni's level. The upper end is the largest upper end where all
+    are estimated: the interval of whichever quantity is the largest holds it (Berger 1982). Where some are not it is
+    infinite, since any of those may be larger. Raises MgenbError for no estimates.
     """
     if not estimates:
         raise MgenbError("there is no estimate to take the largest of")
@@ -136,9 +137,9 @@ def largest(estimates: Sequence[Estimate]) -> Estimate:
     def bounds(level: float) -> Interval:
         strict = 1 - (1 - level) / len(estimates)
         low = max(one.bounds(strict)[0] for one in estimates)
-        return low, max(one.bounds(level)[1] for one in estimates)
+        return low, max(one.bounds(level)[1] for one in estimates) if len(estimates) >= of else math.inf
 
-    return replace(top, method=f"largest of {len(estimates)}, {top.method}", bounds=bounds)
+    return replace(top, method=f"largest of {of}, {len(estimates)} known, {top.method}", bounds=bounds)
 
 
 def proportion(k: int, n: int, unit: str = "images") -> Estimate:

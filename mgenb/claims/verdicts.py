@@ -254,7 +254,7 @@ def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: fl
     elif verdict == "contradicted" and claim.kind in ("comparison", "trend"):
         notes.append("a disadvantage" if interval[1] < 0 else "no relevant advantage")
     if not _at_paper_scale(claim, scale):
-        notes.append(f"at reduced scale: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
+        notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
     low, high = estimate.interval(0.95)
     return Verdict(claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p)
 
@@ -266,7 +266,7 @@ def _obstacle(claim: Claim, scale: Scale) -> str:
     if claim.kind in NUMBER_KINDS:
         if not claim.transcribed or claim.paper_value is None:
             return "the paper's number is not transcribed"
-        if not _at_paper_scale(claim, scale) and not _general(claim):
+        if not _at_paper_scale(claim, scale):
             return f"needs the paper's own scale: {_about(claim)}, profile paper"
     return ""
 
@@ -276,11 +276,6 @@ def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
     wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
     whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
     return whole and all(paper in ("any", ours) for paper, ours in wanted)
-
-
-def _general(claim: Claim) -> bool:
-    """Whether the claim is made of all data and networks: then what is seen on some speaks to it."""
-    return all(claim.scale.get(key) == "any" for key in ("dataset", "arch"))
 
 
 def _about(claim: Claim) -> str:

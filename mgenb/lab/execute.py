@@ -18,7 +18,10 @@ from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
-TOKEN = re.compile(r"(?:[\w.-]+: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?|mechanism .+: .+)")
+VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
+TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
+    r"(?:[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?|mechanism .+: .+)"
+)
 LONGEST_MESSAGE = 300
 
 

@@ -7,7 +7,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,8 @@ Candidate = tuple[nn.Module, State | Callable[[], State] | None]
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
 NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
+UNTRIED = "no evidence in this notebook"
+VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
 FEW = 4  # claims of one table that are still listed one by one where nothing was measured
 AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
@@ -99,10 +102,11 @@ class Run:
         self._blocked: dict[str, str] = {}
         self._scales: dict[tuple[str, str], claims.Scale] = {}  # (dataset, arch) of base networks, first ones first
         self._unfit: dict[tuple[str, str], str] = {}
-        self._pair_of: dict[str, tuple[str, str]] = {}
-        self._chance = 0.0
+        self._places_of: dict[str, list[tuple[str, str]]] = {}  # claim -> where its evidence comes from
+        self._chances: dict[tuple[str, str], float] = {}
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
+        self._timed: dict[str, Any] = {}
         self._result: dict[str, Any] = {
             "data": [],
             "mechanism": {},
@@ -167,6 +171,7 @@ class Run:
         fine, place = min(accuracies) >= floor, (pair.dataset if pair else dataset.name, arch)
         print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
         self._scales[place] = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
+        self._chances[place] = 100 / dataset.num_classes
         if not fine:
             self._unfit[place] = (
                 f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
@@ -190,7 +195,6 @@ class Run:
         reason = f"{self.notebook.stem}: {len(models)} models"
         test = dataset.test.unseal(reason)
         self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
-        self._chance = 100 / dataset.num_classes
         return {
             label: population.correct(net, test, state() if callable(state) else state)
             for label, (net, state) in models.items()
@@ -210,34 +214,54 @@ class Run:
         return (pair.dataset, pair.arch) not in self._unfit
 
     def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pair: Pair | None = None
+        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pairs: Iterable[Pair] = ()
     ) -> None:
-        """Record what was measured for a claim, on the networks of `pair` or else the first ones.
+        """Record what was measured for a claim, on the networks of `pairs` or else the first ones.
 
         `differ`: whether the generated models differ from their base.
         """
         claims.get(claim_id)
         self._estimates[claim_id] = estimate
-        if pair:
-            self._pair_of[claim_id] = (pair.dataset, pair.arch)
+        self._places_of[claim_id] = [(pair.dataset, pair.arch) for pair in pairs]
         if differ is not None:
             self._differ[claim_id] = differ
 
-    def compare(self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str) -> None:
+    def not_tested(self, claim_id: str, reason: str) -> None:
+        """Say why this notebook does not test a claim."""
+        self._blocked[claims.get(claim_id).id] = reason
+
+    def compare(
+        self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str, pair: Pair | None = None
+    ) -> None:
         """Record as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
         Where both are at chance the claim is *not tested*: nothing is left to compare.
         """
+        self.evidence(
+            claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)), pairs=[pair] if pair else ()
+        )
         left = max(_accuracy(look, method) for method in (better, worse))
-        if left < self._chance + AT_CHANCE:
+        if left < self._chances[self._places(claim_id)[0]] + AT_CHANCE:
             self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
-        self.evidence(claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)))
+
+    def _places(self, claim_id: str) -> list[tuple[str, str]]:
+        return self._places_of.get(claim_id) or list(self._scales)[:1]
+
+    def _scale_of(self, claim_id: str) -> claims.Scale:
+        """Return the scale of a claim's evidence: of several pairs all names, and the data furthest from official."""
+        scales = [self._scales[place] for place in self._places(claim_id)]
+        names = {key: ", ".join(dict.fromkeys(getattr(one, key) for one in scales)) for key in ("dataset", "arch")}
+        return replace(max(scales, key=lambda one: VARIANTS.index(one.variant)), **names)
+
+    def _unfit_for(self, claim_id: str) -> str:
+        """Return why no network behind a claim's evidence is sound; "" where one is."""
+        reasons = [self._unfit.get(place, "") for place in self._places(claim_id)]
+        return reasons[0] if all(reasons) and reasons else ""
 
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
         """Record what another reading of the ambiguous method measured for a claim."""
         low, high = estimate.interval()
-        place = self._pair_of.get(claim_id, next(iter(self._scales), None))
-        blocked = claim_id in self._blocked or place in self._unfit or not self._differ.get(claim_id, True)
+        blocked = claim_id in self._blocked or bool(self._unfit_for(claim_id)) or not self._differ.get(claim_id, True)
         verdict = claims.NOT_TESTED if blocked else claims.decide(claims.get(claim_id), (low, high))
         ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
         entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
@@ -264,26 +288,25 @@ class Run:
         if not self._scales:
             raise MgenbError("no base networks were made: call run.bases before run.verdicts")
         judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
-        places = {name: self._pair_of.get(name, next(iter(self._scales))) for name in judged}
-        unfit = {name: self._unfit[place] for name, place in places.items() if place in self._unfit}
-        missing = {name: "no evidence in this notebook" for name in judged if name not in self._estimates}
-        scales = {name: self._scales[place] for name, place in places.items()}
+        unfit = {name: reason for name in judged if (reason := self._unfit_for(name))}
+        missing = {name: UNTRIED for name in judged if name not in self._estimates}
+        scales = {name: self._scale_of(name) for name in judged}
         self._verdicts = claims.judge(
-            self._estimates, scales, blocked={**missing, **self._blocked, **unfit}, differ=self._differ
+            self._estimates, scales, blocked={**missing, **unfit, **self._blocked}, differ=self._differ
         )
-        untested = _groups([v.claim for v in self._verdicts if v.verdict == claims.NOT_TESTED])
+        untested = _groups([v.claim for v in self._verdicts if v.reason == UNTRIED])
         for verdict in self._verdicts:
             group = untested.get(_group_of(verdict.claim), [])
             if verdict.claim not in group or len(group) <= FEW:
                 print(verdict.token)
             elif verdict.claim == group[0]:
                 prefix, kind = _group_of(verdict.claim)
-                print(f"{prefix}.*: {len(group)} claims ({kind}) {claims.NOT_TESTED}")
+                print(f"{prefix}.* ({len(group)} {kind} claims): {verdict.told}")
 
     def claims_table(self) -> pd.DataFrame:
         """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
         judged = {verdict.claim.id: verdict for verdict in self._verdicts}
-        untested = _groups([c for c in self._claims() if c.id not in judged or judged[c.id].estimate is None])
+        untested = _groups([c for c in self._claims() if c.id not in judged or judged[c.id].reason == UNTRIED])
         rows = []
         for claim in self._claims():
             group = untested.get(_group_of(claim), [])
@@ -294,16 +317,17 @@ class Run:
                 rows.append({**_row(claim, judged.get(claim.id)), "claim": told, "paper value": ""})
         return pd.DataFrame(rows).set_index("claim")
 
-    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """Record a table of results under `name` and return it for display."""
-        self._result["tables"][name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+    def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
+        """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
+        tables = self._timed if timed else self._result["tables"]
+        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
-    def figure(self, name: str, figure: Figure) -> None:
-        """Caption, save and record a figure; a notebook shows it because the cell drew it."""
-        text = f"profile {self.profile}"
-        if self._scales:
-            text += ", " + ", ".join(f"{one.arch} on {one.dataset} [{one.variant}]" for one in self._scales.values())
+    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
+        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
+        places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._scales)
+        shown = [self._scales[place] for place in places]
+        text = ", ".join([f"profile {self.profile}", *(f"{s.arch} on {s.dataset} [{s.variant}]" for s in shown)])
         figures.caption(figure, text)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, catalog.output_dir(self.profile) / file)
@@ -322,7 +346,8 @@ class Run:
             **self._result,
         }
         named = {"stem": self.notebook.stem, "profile": self.profile}
-        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": self._context()})
+        context = {**self._context(), "timed": self._timed}
+        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": context})
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 

@@ -577,3 +577,11 @@ def test_the_options_start_from_the_plans_own_values():
     assert len(shared) == 17
     wanted = {name: value for name, value in shared.items() if value is not dataclasses.MISSING}
     assert {name: options[name].default for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("damage", [{"count": "x"}, {"eps": "a"}, {"dataset": []}, {"base": {}}, {"settings": None}])
+def test_a_header_with_wrong_values_is_damaged(own, damage):
+    header = json.loads((own / "pool.json").read_text())
+    (own / "pool.json").write_text(json.dumps({**header, **damage}))
+    with pytest.raises(MgenbError, match="is damaged"):
+        Pool(own)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mgenb import nets, population
+from mgenb import layerwise, nets, population
 from mgenb.data import Split
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.population import Count
 
 
@@ -321,3 +321,15 @@ def test_a_stack_holds_each_state_in_its_place(noisy):
     assert stacked.keys() == states[0].keys()
     for place, state in enumerate(states):
         assert all(stacked[name][place].equal(tensor) for name, tensor in state.items())
+
+
+def test_what_selects_may_not_see_the_test_split():
+    net = nets.build("lenet", 1, 28, 10)
+    images = split(4)
+    sealed = Split(images.images, images.labels, images.groups, "test")
+    assert len(population.count(net, sealed, [net.state_dict()])) == 1
+    with pytest.raises(SealedSplitError, match="selected on validation"):
+        population.count(net, sealed, [net.state_dict()], fewest=1)
+    for fitness in (layerwise.plain, layerwise.cached):
+        with pytest.raises(SealedSplitError, match="selected on validation"):
+            fitness(net, sealed)

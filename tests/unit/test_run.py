@@ -309,13 +309,13 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
         )
         run.bases(dataset, pair)
         evidence = stats.mean([-9.0, -9.1, -9.2])
-        run.evidence(f"mge.table2.as_good.{pair.dataset}.lenet", evidence, differ=True, pair=pair)
+        run.evidence(f"mge.table2.as_good.{pair.dataset}.lenet", evidence, differ=True, pairs=[pair])
     assert [run.fit(pair) for pair in run.pairs()] == [True, False]
     capsys.readouterr()
     run.verdicts()
     printed = capsys.readouterr().out
     assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample" in printed
-    assert "mge.table2.*: 32 claims (value) not tested" in printed
+    assert "mge.table2.* (32 value claims): not tested [quick, sample" in printed
     found = {verdict.claim.id: verdict for verdict in run._verdicts}
     below = found["mge.table2.as_good.fashion_mnist.lenet"]
     assert below.verdict == claims.NOT_TESTED

@@ -191,19 +191,31 @@ def test_ks_distance_is_scipys() -> None:
 @pytest.mark.parametrize("truths", [(0, 0, 0, 0), (3, 0, 0, 0), (-1, -2, -1, -3)])
 def test_largest_covers_the_largest(truths: tuple[float, ...]) -> None:
     def draw(rng: np.random.Generator) -> stats.Estimate:
-        return stats.largest([stats.mean(rng.normal(truth, 2, 5)) for truth in truths])
+        return stats.largest([stats.mean(rng.normal(truth, 2, 5)) for truth in truths], of=4)
 
     assert coverage(draw, max(truths)) >= 0.95 - 0.02
 
 
 def test_largest_of_one_is_it_and_of_more_is_wider() -> None:
     one, other = stats.mean([1.0, 2.0, 3.0]), stats.mean([0.5, 2.0, 3.4])
-    assert stats.largest([one]).interval() == one.interval()
-    low, high = stats.largest([one, other]).interval()
+    assert stats.largest([one], of=1).interval() == one.interval()
+    low, high = stats.largest([one, other], of=2).interval()
     assert low < one.interval()[0]
     assert high == other.interval()[1]
     with pytest.raises(MgenbError, match="no estimate"):
-        stats.largest([])
+        stats.largest([], of=2)
+
+
+def test_what_was_not_estimated_may_be_larger() -> None:
+    known = [stats.mean([1.0, 2.0, 3.0]), stats.mean([0.5, 2.0, 3.4])]
+    assert stats.largest(known, of=3).interval() == (stats.largest(known, of=2).interval()[0], math.inf)
+
+
+def test_the_largest_magnitude_is_covered() -> None:
+    def draw(rng: np.random.Generator) -> stats.Estimate:
+        return stats.largest([stats.mean(rng.normal(t, 2, 5)).magnitude() for t in (-3, 1, 2)], of=3)
+
+    assert coverage(draw, 3) >= 0.95 - 0.02
 
 
 def test_magnitude_forgets_the_sign() -> None:
