@@ -20,8 +20,6 @@ from mgenb.lab import catalog
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
-    r"(?:[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?|mechanism .+: .+)"
-)
 LONGEST_MESSAGE = 300
 
 
