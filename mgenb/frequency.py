@@ -97,13 +97,18 @@ def to_weights(coefficients: torch.Tensor, transform: str) -> torch.Tensor:
 
 
 def change_coefficients(
-    weight: torch.Tensor, mask: torch.Tensor, values: torch.Tensor | float, transform: str
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    values: torch.Tensor | float,
+    transform: str,
+    old: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the layer whose coefficients under `mask` (bool, the layer's shape) become `values`.
 
-    Computed as W plus the inverse DCT of the change, so that no change gives back W bit for bit.
+    Computed as W plus the inverse DCT of the change, so that no change gives back W bit for bit. `old`: the layer's
+    coefficients, where they are known already.
     """
-    old = to_coefficients(weight, transform)
+    old = to_coefficients(weight, transform) if old is None else old
     change = torch.where(mask, values - old, torch.zeros_like(old))
     return weight + to_weights(change, transform)
 

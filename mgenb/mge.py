@@ -100,7 +100,7 @@ def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tenso
         values = draw(weight.shape, settings.noise, z, torch_generator(seed, "values")).to(weight)
         if settings.domain == "weights":
             return torch.where(mask, values, weight)
-        return weight + frequency.to_weights(torch.where(mask, values - old, 0.0), settings.transform)
+        return frequency.change_coefficients(weight, mask, values, settings.transform, old)
 
     return redrawn
 
