@@ -28,6 +28,7 @@ from mgenb.lab.pairs import Pair, parse
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
@@ -184,11 +185,14 @@ class Run:
         told = {name: v for name, v in self.settings.items() if v != usual[name] and name not in NOT_TOLD}
         return ", ".join(f"{name}={value}" for name, value in told.items())
 
-    def final_test(self, dataset: data.Dataset, models: Mapping[Any, Candidate]) -> dict[Any, torch.Tensor]:
-        """Return label -> which test images are right (bool [n], CPU): the one look at the sealed test split.
+    def final_test(
+        self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
+    ) -> dict[Any, Any]:
+        """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
 
-        `models` maps a label to (network, state_dict, or what makes one when called, or None). The look is
-        counted and stands in the record.
+        `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes
+        (network, test split, state_dict or None) and by default says which images are right (bool [n], CPU);
+        an attack is another. The look is counted and stands in the record.
         """
         if not models:
             raise MgenbError("final_test was given no models")
@@ -196,7 +200,7 @@ class Run:
         test = dataset.test.unseal(reason)
         self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
         return {
-            label: population.correct(net, test, state() if callable(state) else state)
+            label: measure(net, test, state() if callable(state) else state)
             for label, (net, state) in models.items()
         }
 

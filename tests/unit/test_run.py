@@ -260,6 +260,21 @@ def test_points_lost_is_counted_against_each_base_and_averages_its_draws():
     assert np.allclose(lab.points_lost(look, "base"), [0, 0])
 
 
+def test_another_measure_sees_the_test_images_and_is_counted(out):
+    run = start(**TINY)
+    dataset = run.load()
+    net = run.bases(dataset)[0]
+
+    def confident(net, test, state):
+        return test.role, len(test), state["net.fc2.bias"].sum().item()
+
+    state = {**net.state_dict(), "net.fc2.bias": torch.ones(10)}
+    assert run.final_test(dataset, {"ones": (net, lambda: state)}, confident) == {"ones": ("test", 100, 10.0)}
+    run.finish()
+    record = json.loads((out / f"{STEM}.json").read_text())
+    assert record["result"]["test_uses"] == [{"dataset": "mnist", "models": 1}]
+
+
 def test_generating_candidates_needs_no_look_at_the_test_split(capsys):
     run = start(**TINY)
     dataset = run.load()
