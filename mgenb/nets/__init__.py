@@ -9,11 +9,13 @@ from torch.nn import functional
 
 from mgenb.errors import MgenbError, choose
 from mgenb.nets.alexnet import alexnet
+from mgenb.nets.conv4 import conv4
 from mgenb.nets.googlenet import googlenet
 from mgenb.nets.lenet import lenet
 from mgenb.nets.mobilenet import mobilenet_v2
 from mgenb.nets.resnet import resnet18
 from mgenb.nets.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
+from mgenb.nets.vit import vit
 
 SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
 
@@ -27,6 +29,8 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
     "googlenet": googlenet,
+    "conv4": conv4,
+    "vit": vit,
 }
 
 

@@ -6,7 +6,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torchvision import models
 
-from mgenb import nets
+from mgenb import nets, population, training
 from mgenb.errors import MgenbError
 
 
@@ -92,6 +92,54 @@ def test_only_stem_and_head_change_the_published_count(
     assert published - 3 * stem + 3 * new_stem - (1000 - 10) * (features + 1) == count
     with torch.device("meta"):
         assert nets.count_parameters(nets.build(arch, channels, 32, 10)) == count - (3 - channels) * new_stem
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_conv4_is_four_blocks_of_64_maps_and_a_head_of_256(channels):
+    first, block, norm = (9 * channels + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
+    net = nets.build("conv4", channels, 32, 10)
+    assert nets.count_parameters(net) == first + 3 * block + 4 * norm + 256 * 10 + 10
+    maps = torch.rand(1, channels, 32, 32)
+    for name, side in (("block1", 16), ("block2", 8), ("block3", 4), ("block4", 2)):
+        maps = net.net.get_submodule(name)(maps)
+        assert maps.shape == (1, 64, side, side)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vit_has_the_parameters_of_four_encoder_layers_of_96(channels):
+    d, mlp, tokens = 96, 192, (32 // 8) ** 2 + 1
+    attention = 4 * (d + 1) * d
+    layer = attention + (d + 1) * mlp + (mlp + 1) * d + 2 * 2 * d
+    patches = (8 * 8 * channels + 1) * d
+    head = 2 * d + (d + 1) * 10  # LayerNorm and linear layer
+    net = nets.build("vit", channels, 32, 10)
+    assert nets.count_parameters(net) == patches + d + tokens * d + 4 * layer + head
+
+
+@pytest.mark.parametrize("arch", ["conv4", "vit"])
+def test_the_few_shot_backbones_learn_digits(arch, small):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nets.build(arch, small.channels, small.size, small.num_classes)
+    recipe = training.Recipe("adam", 0.002, batch=32)
+    before = population.accuracy(net, small.val)
+    training.fit(net, small.train, recipe, epochs=5, seed=0)
+    assert before < 30
+    assert population.accuracy(net, small.val) > {"conv4": 85, "vit": 50}[arch]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention on a CPU is stacked by a loop
+@pytest.mark.parametrize("arch", ["conv4", "vit"])
+def test_the_few_shot_backbones_are_counted_alike_one_by_one_and_stacked(arch, small):
+    states = []
+    for seed in range(3):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nets.build(arch, small.channels, small.size, small.num_classes).eval()
+        states.append(population.state_of(net))
+    one_by_one, stacked = (population.count(net, small.val, states, way=way) for way in ("loop", "vmap"))
+    assert one_by_one == stacked
+    assert len({count.right for count in one_by_one}) > 1
 
 
 @pytest.mark.parametrize("arch", sorted(nets.ARCHITECTURES))
