@@ -5,11 +5,10 @@ times; and `manifest.jsonl`, one row a candidate, accepted or not, in order. `mg
 """
 
 import copy
-import hashlib
 import json
 import math
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import zip_longest
@@ -89,7 +88,7 @@ def _read_base(path: Path, header: Header) -> mge.State:
     if not (path / BASE).exists() or not (path / BASE).with_suffix(".json").exists():
         raise MgenbError(f"{path} lacks {BASE} or the .json beside it: make the pool again, in another folder")
     state, _ = store.load_weights(path / BASE)
-    if tensor_hash(state, state) != header["base"]["sha256"]:
+    if store.tensor_hash(state, state) != header["base"]["sha256"]:
         raise MgenbError(f"{path / BASE} is not the base of this pool: its hash is not the one in {HEADER}")
     return state
 
@@ -132,17 +131,9 @@ def _wilson(right: int, total: int) -> stats.Interval:
     return round(low, 6), round(high, 6)
 
 
-def tensor_hash(state: mge.State, names: Iterable[str]) -> str:
-    """Return the sha256 (hex) of the bytes of these tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def weights_hash(state: mge.State) -> str:
     """Return the hash of a row: 16 hex digits for the weight layers, which are all that differs in a pool."""
-    return tensor_hash(state, frequency.weight_names(state))[:16]
+    return store.tensor_hash(state, frequency.weight_names(state))[:16]
 
 
 def distance(base: mge.State, state: mge.State) -> float:

@@ -34,7 +34,6 @@ from mgenb.pool import (
     load_data,
     predictions,
     read_header,
-    tensor_hash,
     weights_hash,
 )
 
@@ -143,7 +142,7 @@ def _prepare(plan: Plan, out: Path, dataset: data.Dataset) -> None:
     net = training.trained(plan.arch, dataset, recipe=plan.recipe, epochs=plan.epochs, seed=plan.seed)
     state = net.state_dict()
     counted = population.count(net, dataset.val, [state])[0]
-    header["base"] |= {"sha256": tensor_hash(state, state), "right": counted.right, "total": counted.total}
+    header["base"] |= {"sha256": store.tensor_hash(state, state), "right": counted.right, "total": counted.total}
     told = {name: header[name] for name in ("arch", "channels", "size", "classes")}
     store.save_weights(out / BASE, state, {**told, "dataset": dataset.name, **plan.header()["base"]})
     store.write_json(out / HEADER, header)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def file_hash(path: Path) -> str:
     """Return the sha256 of a file, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def tensor_hash(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
+    """Return the sha256 (hex) of the bytes of these tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def code_version(*files: str) -> str:

@@ -412,7 +412,7 @@ def replace_base(path, state, *, rewrite_header=False):
     store.save_weights(path / pool.BASE, state, facts)
     if rewrite_header:
         base = json.loads((path / pool.HEADER).read_text())["base"]
-        change_header(path, base={**base, "sha256": pool.tensor_hash(state, state)})
+        change_header(path, base={**base, "sha256": store.tensor_hash(state, state)})
 
 
 def test_a_base_that_is_damaged_swapped_or_gone_is_named(made, own):

@@ -1,0 +1,252 @@
+"""E-MGE: what individuals are made of, what selection keeps, and that an interruption changes nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mgenb import evolve, frequency, mge, population
+from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.evolve import Settings
+
+GENERATE = mge.Settings(z=0.2)
+TINY = Settings(parents=4, mutations=4, fusions=6, generations=3, gamma=0.5)
+
+
+@pytest.fixture(scope="module")
+def base(lenet):
+    return population.state_of(lenet)
+
+
+def near(base, name="net.fc1.weight"):
+    """Criterion: how near a layer is to the base's."""
+    return lambda states: [1 - (state[name] - base[name]).norm().item() / base[name].norm().item() for state in states]
+
+
+def distances(base):
+    return near(base), near(base, "net.conv2.weight")
+
+
+def run(base, settings=TINY, seed=0, **options):
+    return evolve.evolve(base, GENERATE, settings, seed, *distances(base), **options)
+
+
+@pytest.fixture(scope="module")
+def evolved(base):
+    return run(base)
+
+
+def states(base, found):
+    return [evolve.replay(base, GENERATE, one.recipe) for one in found.survivors]
+
+
+def test_the_history_counts_every_evaluation(evolved):
+    assert list(evolved.history["generation"]) == [0, 1, 2, 3]
+    assert list(evolved.history["evaluations"]) == [4, 14, 24, 34]
+    assert (evolved.history[list(evolve.ORIGINS)].sum(axis=1) == 4).all()
+    assert len(evolved.best) == 4
+    assert len(evolved.survivors) == 4
+
+
+def test_fitness_never_falls_and_rises_at_last(evolved):
+    history = evolved.history
+    assert (history[["best", "mean", "worst"]].diff().dropna() >= 0).all().all()
+    assert history["best"].iloc[-1] > history["best"].iloc[0]
+    assert (history["best"] >= history["mean"]).all()
+    fitness = [one.fitness for one in evolved.survivors]
+    assert fitness == sorted(fitness, reverse=True)
+    assert history["best"].iloc[-1] == fitness[0]
+
+
+def test_fitness_is_quality_and_gamma_times_additional_of_the_replayed_weights(base, evolved):
+    quality, additional = distances(base)
+    for one, state in zip(evolved.survivors, states(base, evolved), strict=True):
+        assert one.quality == pytest.approx(quality([state])[0], abs=1e-5)
+        assert one.additional == pytest.approx(additional([state])[0], abs=1e-5)
+        assert one.fitness == one.quality + 0.5 * one.additional
+
+
+def test_only_the_unimportant_part_of_the_base_ever_changes(base, evolved):
+    for state in states(base, evolved):
+        for name, tensor in base.items():
+            if name not in frequency.weight_names(base):
+                assert state[name].equal(tensor)
+                continue
+            moved = (frequency.to_coefficients(state[name] - tensor, "flat").abs() > 1e-5).view(tensor.shape)
+            mask = mge.unimportant(tensor, GENERATE, 0)
+            assert moved.any()
+            assert not (moved & ~mask).any()
+
+
+def test_shares_of_every_layer_add_up_to_one(evolved):
+    for one in (*evolved.survivors, *evolved.best):
+        for shares in one.recipe.values():
+            assert sum(shares.values()) == pytest.approx(1)
+            assert min(shares.values()) >= 0
+
+
+def between(x, a, b):
+    return bool(((x >= torch.minimum(a, b) - 1e-6) & (x <= torch.maximum(a, b) + 1e-6)).all())
+
+
+def test_a_mutation_changes_one_layer_and_a_fusion_lies_between(base):
+    seen = []
+
+    def spy(given):
+        seen.append([{name: t.clone() for name, t in state.items()} for state in given])
+        return [float(-i) for i in range(len(seen[-1]))]
+
+    settings = Settings(parents=3, mutations=3, fusions=5, generations=1, gamma=0)
+    evolve.evolve(base, GENERATE, settings, 0, spy, spy)
+    parents, children = seen
+    names = frequency.weight_names(base)
+    for i, mutant in enumerate(children[:3]):
+        assert sum(not mutant[name].equal(parents[i][name]) for name in names) == 1
+    pairs = [(a, b) for a in parents for b in parents if a is not b]
+    for fusion in children[3:]:
+        assert any(all(between(fusion[n], a[n], b[n]) for n in names) for a, b in pairs)
+        assert not any(all(fusion[n].equal(parent[n]) for n in names) for parent in parents)
+
+
+def test_shares_in_proportion_to_fitness(base):
+    found = run(base, Settings(parents=2, mutations=0, fusions=3, generations=1, share="fitness"))
+    first = run(base, Settings(parents=2, mutations=0, fusions=3, generations=0))
+    a, b = (one.fitness for one in first.survivors)
+    fused = [one for one in found.survivors if one.origin == "fusion"]
+    assert fused
+    for one in fused:
+        shares = sorted(one.recipe["net.fc1.weight"].values())
+        assert shares == pytest.approx(sorted([a / (a + b), b / (a + b)]))
+        assert 1 < one.draws <= 2
+
+
+def test_without_mutation_and_fusion_it_is_random_search(base):
+    found = run(base, Settings(parents=4, mutations=0, fusions=0, fresh=10, generations=3))
+    assert {one.origin for one in found.survivors} == {"fresh"}
+    assert all(one.draws == 1 for one in found.best)
+    assert found.history["evaluations"].iloc[-1] == 34
+
+
+def test_gamma_zero_leaves_the_additional_criterion_alone(base):
+    found = evolve.evolve(base, GENERATE, Settings(generations=1, gamma=0), 0, near(base), lambda states: 1 / 0)
+    assert (found.history["additional"] == 0).all()
+
+
+def test_noise_in_place_of_the_generator(base):
+    found = run(base, layers=mge.layer_noise)
+    state = evolve.replay(base, GENERATE, found.survivors[0].recipe, mge.layer_noise)
+    mask = mge.unimportant(base["net.fc1.weight"], GENERATE, 0)
+    moved = frequency.to_coefficients(state["net.fc1.weight"] - base["net.fc1.weight"], "flat").view(mask.shape)
+    assert moved[~mask].abs().max() > 1e-3
+    assert found.survivors[0].quality == pytest.approx(near(base)([state])[0], abs=1e-5)
+
+
+def test_the_seed_decides(base, evolved):
+    assert run(base).history.equals(evolved.history)
+    assert not run(base, seed=1).history.equals(evolved.history)
+
+
+def test_what_is_not_finite_is_counted_and_never_survives(base):
+    def broken(states):
+        return [math.nan if i % 3 == 0 else math.inf if i % 3 == 1 else float(i) for i, _ in enumerate(states)]
+
+    found = evolve.evolve(base, GENERATE, Settings(parents=4, generations=2, gamma=0), 0, broken, broken)
+    assert list(found.history["failed"]) == [3, 20, 20]
+    assert all(math.isfinite(one.fitness) for one in found.survivors)
+    assert len(found.survivors) == 4
+
+
+def test_one_survivor_can_still_be_fused(base):
+    values = iter([[1.0, math.nan], [math.nan] * 3, [2.0] * 3])
+    settings = Settings(parents=2, mutations=0, fusions=3, generations=2, gamma=0)
+
+    def few(states):
+        return [value for value, _ in zip(next(values), states, strict=True)]
+
+    found = evolve.evolve(base, GENERATE, settings, 0, few, few)
+    assert list(found.history["failed"]) == [1, 3, 0]
+
+
+def test_an_empty_population_is_an_error(base):
+    with pytest.raises(MgenbError, match="generation 0 is empty: none of 4 has a finite fitness"):
+        evolve.evolve(base, GENERATE, TINY, 0, lambda states: [math.nan for _ in states], near(base))
+    with pytest.raises(MgenbError, match="no weight layer"):
+        evolve.evolve({"bias": torch.zeros(3)}, GENERATE, TINY, 0, near(base), near(base))
+
+
+def test_a_criterion_of_the_wrong_length_is_an_error(base):
+    with pytest.raises(MgenbError, match="quality gave 1 values for 4 individuals"):
+        evolve.evolve(base, GENERATE, TINY, 0, lambda states: [1.0], near(base))
+
+
+def test_accuracy_is_counted_on_anything_but_the_test_split(base, lenet, small):
+    criterion = evolve.accuracy_on(lenet, small.val)
+    assert criterion([base]) == [pytest.approx(population.accuracy(lenet, small.val) / 100)]
+    with pytest.raises(SealedSplitError):
+        evolve.accuracy_on(lenet, small.test.unseal("test"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parents": 0}, "parents is 0"),
+        ({"mutations": -1}, "mutations is -1"),
+        ({"parents": 1}, "parents is 1 with 20 fusions"),
+        ({"gamma": math.nan}, "gamma is nan"),
+        ({"share": "equal"}, "unknown share 'equal'"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(MgenbError, match=message):
+        Settings(**settings)
+
+
+def same(a, b):
+    return a.history.equals(b.history) and a.best == b.best and a.survivors == b.survivors
+
+
+def test_a_checkpoint_goes_on_to_the_identical_result(base, evolved, tmp_path):
+    file = tmp_path / "evolution"
+    calls = 0
+
+    def dies(states):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return near(base)(states)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve.evolve(base, GENERATE, TINY, 0, dies, distances(base)[1], checkpoint=file)
+    asked = []
+
+    def counts(states):
+        values = near(base)(states)
+        asked.append(len(values))
+        return values
+
+    resumed = evolve.evolve(base, GENERATE, TINY, 0, counts, distances(base)[1], checkpoint=file)
+    assert asked == [10, 10]  # generations 0 and 1 are not evaluated again
+    assert same(resumed, evolved)
+    longer = Settings(**{**TINY.__dict__, "generations": 5})
+    assert same(run(base, longer, checkpoint=file), run(base, longer))
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path):
+    file = tmp_path / "evolution"
+    run(base, checkpoint=file)
+    before = file.read_bytes()
+    with pytest.raises(MgenbError, match="belongs to another evolution"):
+        run(base, seed=1, checkpoint=file)
+    with pytest.raises(MgenbError, match="belongs to another evolution"):
+        run(base, layers=mge.layer_noise, checkpoint=file)
+    assert file.read_bytes() == before
+    file.write_bytes(before[: len(before) // 2])
+    with pytest.raises(MgenbError, match="is damaged: delete it"):
+        run(base, checkpoint=file)
+
+
+def test_the_effective_number_of_draws():
+    one = evolve.Individual({"a": {1: 0.5, 2: 0.5}, "b": {3: 1.0}}, "fusion", 0.0, 0.0, 0.0)
+    assert one.draws == pytest.approx(np.mean([2, 1]))
