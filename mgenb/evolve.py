@@ -21,16 +21,14 @@ from torch import nn
 from mgenb import frequency, mge, population, store
 from mgenb.data import Split
 from mgenb.errors import MgenbError, choose
-from mgenb.mge import State
+from mgenb.mge import Layers, State
 from mgenb.seeds import derive, numpy_generator
 
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share; the shares of a layer add up to 1
 Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
-Layers = Callable[[torch.Tensor, mge.Settings], Callable[[int], torch.Tensor]]
 
 SHARES = ("uniform", "fitness")
 ORIGINS = ("fresh", "mutation", "fusion")
-PAPER = mge.Settings()
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ from torch import fx, nn
 from mgenb import frequency, population
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.mge import Settings, State, fewest_right, layer_generator
+from mgenb.mge import Layers, Settings, State, fewest_right, layer_generator
 from mgenb.nets import Normalise
 from mgenb.seeds import derive
 
-# (layer's weight, settings) -> (seed -> a try for that layer)
-Layers = Callable[[torch.Tensor, Settings], Callable[[int], torch.Tensor]]
 # (state_dict, name of a layer) -> (weight in that layer, fewest right to be accepted) -> images that are right
 Fitness = Callable[[State, str], Callable[[torch.Tensor, int | None], population.Count]]
 

@@ -55,6 +55,10 @@ class Settings:
             raise MgenbError(f"the energy share t is {self.t}; right is a number from 0 to 1")
 
 
+# layer_generator or layer_noise: (layer's weight, settings) -> (seed -> that layer, changed)
+Layers = Callable[[torch.Tensor, Settings], Callable[[int], torch.Tensor]]
+
+
 def draw(shape: torch.Size, noise: str, z: float, generator: torch.Generator) -> torch.Tensor:
     """Return float32 draws of Eq. 1 in `shape`, on the CPU, for one reading of `noise` (see `Settings`)."""
     values = torch.empty(shape)
