@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,6 +109,7 @@ class Run:
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
         self._timed: dict[str, Any] = {}
+        self._unfinished: list[Path] = []
         self._result: dict[str, Any] = {
             "data": [],
             "mechanism": {},
@@ -337,6 +339,19 @@ class Run:
         figures.save(figure, catalog.output_dir(self.profile) / file)
         self._figures.append(file)
 
+    def checkpoint(self, name: str) -> Path | None:
+        """Return the file from which a long computation goes on when the same run is started again, until `finish`.
+
+        None in the quick profile, whose runs are short. Other settings, another seed or other code is another file.
+        """
+        if self.profile == "quick":
+            return None
+        code = store.code_version(*map(str, sorted(Path(mgenb.__file__).parent.rglob("*.py"))))
+        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "code": code}
+        file = store.cache_dir() / "unfinished" / f"{self.notebook.stem}-{name}-{store.key_of(told)}"
+        self._unfinished.append(file)
+        return file
+
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
         path = catalog.output_dir(self.profile) / f"{self.notebook.stem}.json"
@@ -352,6 +367,8 @@ class Run:
         named = {"stem": self.notebook.stem, "profile": self.profile}
         context = {**self._context(), "timed": self._timed}
         store.write_json(path, {**named, "result": result, "figures": self._figures, "context": context})
+        for file in self._unfinished:
+            file.unlink(missing_ok=True)
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 
