@@ -59,6 +59,7 @@ def load(
         source=found.source,
         digest=_digest(digest, [index for _, index in chosen.values()]),
         seed=seed,
+        apart=tuple(role for role in ("val", "test") if role in arrays.parts and found.name in sources.FEW_SHOT),
     )
 
 

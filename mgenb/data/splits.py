@@ -38,6 +38,17 @@ class Split:
         """Return a stratified random subset of `n` images; MgenbError when n < 1 or n > len(self)."""
         rng = numpy_generator(seed, "take", self.role)
         index = torch.from_numpy(subset(self.labels.cpu().numpy(), n, rng, f"take({n}) of {self.role}"))
+        return self.at(index)
+
+    def only(self, labels: Sequence[int]) -> "Split":
+        """Return the images of some classes, whose labels become 0, 1, ... in the order of `labels`."""
+        new = torch.full((max(int(self.labels.max()), *labels) + 1,), -1)
+        new[list(labels)] = torch.arange(len(labels))
+        labelled = new.to(self.labels.device)[self.labels]
+        return replace(self, labels=labelled).at((labelled >= 0).nonzero().squeeze(1))
+
+    def at(self, index: torch.Tensor) -> "Split":
+        """Return the images at `index` (int64), in that order."""
         index = index.to(self.images.device)
         return Split(self.images[index], self.labels[index], self.groups[index], self.role)
 
@@ -60,6 +71,14 @@ class SealedSplit:
             raise SealedSplitError(f"the test split is sealed: use run.final_test(models) instead of .{name}")
         raise AttributeError(f"SealedSplit has no attribute {name!r}")
 
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return torch.bincount(self._split.labels).tolist()
+
+    def only(self, labels: Sequence[int]) -> "SealedSplit":
+        """Return the images of some classes as `Split.only` does, sealed; both share one list of uses."""
+        return SealedSplit(self._split.only(labels), self.uses)
+
     def unseal(self, reason: str) -> Split:
         """Return the test images as a Split of role "test" and note `reason` in `uses`."""
         if not reason.strip():
@@ -77,8 +96,8 @@ class Dataset:
     """A dataset in memory. `variant` is official, jpeg, subset, sample or user.
 
     In the few-shot sets (omniglot, cifar_fs, mini_imagenet) the splits have different classes: `classes`
-    are those of train, and the labels of test (and of a given val) count the classes of their own split.
-    `digest` names pixels, labels and the choice of images in all three splits.
+    are those of train, and the labels of test (and of a given val) count the classes of their own split:
+    `apart` names these splits. `digest` names pixels, labels and the choice of images in all three splits.
     """
 
     name: str
@@ -90,6 +109,7 @@ class Dataset:
     source: str
     digest: str
     seed: int
+    apart: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
