@@ -15,7 +15,7 @@ from mgenb import frequency, population
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.mge import Layers, Settings, State, fewest_right, layer_generator
-from mgenb.nets import Normalise
+from mgenb.nets import Tracer
 from mgenb.seeds import derive
 
 # (state_dict, name of a layer) -> (weight in that layer, fewest right to be accepted) -> images that are right
@@ -100,7 +100,7 @@ def cached(net: nn.Module, split: Split) -> Fitness:
     Any network that torch.fx can trace; `net` stays as it is. SealedSplitError for the test split.
     """
     population.refuse_test(split)
-    graph = _Tracer().trace(population.quick_copy(net))
+    graph = Tracer().trace(population.quick_copy(net))
     first, *nodes, last = graph.nodes
     batches, total = list(population.batches(split)), len(split)
 
@@ -123,13 +123,6 @@ def cached(net: nn.Module, split: Split) -> Fitness:
         return count
 
     return at
-
-
-class _Tracer(fx.Tracer):
-    """A tracer that keeps `Normalise` whole: what it does depends on the images' dtype."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Part(fx.Interpreter):

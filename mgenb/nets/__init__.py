@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 
 from mgenb.errors import MgenbError, choose
@@ -12,6 +12,18 @@ from mgenb.nets.alexnet import alexnet
 from mgenb.nets.conv4 import conv4
 from mgenb.nets.googlenet import googlenet
 from mgenb.nets.lenet import lenet
+from mgenb.nets.mega import (
+    densenet121,
+    densenet169,
+    resnet8,
+    resnet14,
+    resnet20,
+    resnet56,
+    resnet110,
+    resnet152,
+    resnet152_author,
+    xception,
+)
 from mgenb.nets.mobilenet import mobilenet_v2
 from mgenb.nets.resnet import resnet18
 from mgenb.nets.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
@@ -31,6 +43,16 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "googlenet": googlenet,
     "conv4": conv4,
     "vit": vit,
+    "resnet8": resnet8,
+    "resnet14": resnet14,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet152": resnet152,
+    "resnet152_author": resnet152_author,
+    "xception": xception,
+    "densenet121": densenet121,
+    "densenet169": densenet169,
 }
 
 
@@ -50,6 +72,14 @@ class Normalise(nn.Module):
         if margin:
             x = functional.pad(x, (margin,) * 4)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+
+class Tracer(fx.Tracer):
+    """A tracer that keeps `Normalise` whole: what it does depends on the images' dtype and size."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether the module becomes one node of the graph."""
+        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
 
 
 def build(
@@ -81,3 +111,9 @@ def build(
 def count_parameters(net: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_with_statistics(net: nn.Module) -> int:
+    """Return the number of parameters and of BatchNorm's running means and variances: Keras's "total parameters"."""
+    statistics = (t for name, t in net.named_buffers() if name.endswith(("running_mean", "running_var")))
+    return count_parameters(net) + sum(t.numel() for t in statistics)
