@@ -1,8 +1,8 @@
 """E-MGE (arXiv 2402.17486): a population of generated models under mutation, fusion and selection.
 
 Every individual keeps the base's important coefficients, so a mutation of one layer is a fresh draw of that layer,
-and a fusion is a weighted average of draws. A recipe says it all: for each layer, draws by seed and their shares.
-Weights are held for the survivors alone.
+and a fusion is a weighted average of draws. A recipe says it all: for each layer, draws by seed and their shares;
+what they lack of 1 is the base's. Weights are held for the survivors alone.
 """
 
 import math
@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mgenb import frequency, mge, population, store
+from mgenb import frequency, layerwise, mge, population, store
 from mgenb.data import Split
 from mgenb.errors import MgenbError, choose
 from mgenb.mge import Layers, State
 from mgenb.seeds import derive, numpy_generator
 
-Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share; the shares of a layer add up to 1
+Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
+First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
 
 SHARES = ("uniform", "fitness")
@@ -78,8 +79,9 @@ class Individual:
 
     @property
     def draws(self) -> float:
-        """The effective number of draws that a layer averages, 1 / sum of squared shares, mean over layers."""
-        return float(np.mean([1 / sum(share**2 for share in shares.values()) for shares in self.recipe.values()]))
+        """The effective number of tensors that a layer averages, 1 / sum of squared shares, mean over layers."""
+        parts = [[*shares.values(), 1 - sum(shares.values())] for shares in self.recipe.values()]
+        return float(np.mean([1 / np.square(part).sum() for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,19 @@ def accuracy_on(net: nn.Module, split: Split) -> Criterion:
     return lambda states: [one.right / one.total for one in population.count(net, split, states)]
 
 
+def algorithm_1(
+    net: nn.Module, split: Split, generate: mge.Settings, *, layers: Layers = mge.layer_generator, tries: int = 100
+) -> First:
+    """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `layerwise`."""
+    base, fitness = population.state_of(net), layerwise.cached(net, split)
+
+    def first(seed: int) -> dict[str, int]:
+        found = layerwise.search(base, generate, seed, fitness, layers=layers, tries=tries)
+        return {name: derive(seed, name, attempt) for name, attempt in found.recipe.items()}
+
+    return first
+
+
 def evolve(
     base: Mapping[str, torch.Tensor],
     generate: mge.Settings,
@@ -126,24 +141,25 @@ def evolve(
     quality: Criterion,
     additional: Criterion,
     *,
+    first: First | None = None,
     layers: Layers = mge.layer_generator,
     checkpoint: Path | None = None,
 ) -> Evolution:
     """Evolve a population of models that are generated from `base`: E-MGE.
 
-    The first population is drawn with all layers at once. Each generation then adds mutants (parents in turn, one
-    layer drawn anew), fusions (two parents at random, averaged) and fresh individuals; the fittest survive, older
-    ones first among equals. An individual whose fitness is not finite is counted as failed and never survives.
-    With `layers=mge.layer_noise` the same is done with plain noise.
+    The first population is drawn by `first`, with all layers at once or by `algorithm_1`. Each generation then adds
+    mutants (parents in turn, one layer drawn anew), fusions (two parents at random, averaged) and fresh individuals,
+    made like the first ones; the fittest survive, older ones first among equals. An individual whose fitness is not
+    finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with plain noise.
 
     With `checkpoint` the state is written there after each generation, and the same call goes on from it, to the
-    identical result; more generations than before extend it. Criteria cannot be compared: a file for each.
+    identical result; more generations than before extend it. Functions cannot be compared: a file for each choice.
     Raises MgenbError when nothing has a finite fitness, a criterion returns another number of values than it was
     given individuals, or the checkpoint is damaged or belongs to another evolution.
     """
     if not frequency.weight_names(base):
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
-    breed = _Breeding(base, generate, settings, seed, layers)
+    breed = _Breeding(base, generate, settings, seed, first, layers)
     key = _key(base, generate, settings, seed, layers)
     progress = _load(checkpoint, key, base) or _Progress([], [], [], [])
     for generation in range(len(progress.rows), settings.generations + 1):
@@ -162,7 +178,7 @@ def replay(
     made = {}
     for name, shares in recipe.items():
         draw = layers(base[name], generate)
-        made[name] = base[name] + sum(share * (draw(one) - base[name]) for one, share in shares.items())
+        made[name] = sum((share * (draw(one) - base[name]) for one, share in shares.items()), base[name])
     return {**base, **made}
 
 
@@ -170,10 +186,17 @@ class _Breeding:
     """Makes children; what does not change from one to the next is computed once."""
 
     def __init__(
-        self, base: Mapping[str, torch.Tensor], generate: mge.Settings, settings: Settings, seed: int, layers: Layers
+        self,
+        base: Mapping[str, torch.Tensor],
+        generate: mge.Settings,
+        settings: Settings,
+        seed: int,
+        first: First | None,
+        layers: Layers,
     ) -> None:
         self.base, self.settings, self.seed = base, settings, seed
         self.draw = {name: layers(base[name], generate) for name in frequency.weight_names(base)}
+        self.first = first or (lambda one: {name: derive(one, name) for name in self.draw})
 
     def children(self, generation: int, progress: _Progress) -> list[_Child]:
         """Return the children of a generation; they depend on seed, generation and parents alone."""
@@ -192,11 +215,12 @@ class _Breeding:
         return [*made, *(self.fresh(derive(seed, "fresh", i)) for i in range(s.fresh))]
 
     def fresh(self, seed: int) -> _Child:
-        """An individual with every layer drawn."""
-        recipe: Recipe = {name: {derive(seed, name): 1.0} for name in self.draw}
+        """An individual drawn from the base."""
+        drawn = self.first(seed)
+        recipe: Recipe = {name: {drawn[name]: 1.0} if name in drawn else {} for name in self.draw}
 
         def make() -> State:
-            return {**self.base, **{name: draw(derive(seed, name)) for name, draw in self.draw.items()}}
+            return {**self.base, **{name: self.draw[name](one) for name, one in drawn.items()}}
 
         return _Child(recipe, "fresh", make)
 

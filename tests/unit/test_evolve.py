@@ -133,6 +133,33 @@ def test_gamma_zero_leaves_the_additional_criterion_alone(base):
     assert (found.history["additional"] == 0).all()
 
 
+def test_the_first_population_by_algorithm_1(base, lenet, small):
+    first = evolve.algorithm_1(lenet, small.val, GENERATE, tries=3)
+    settings = Settings(parents=3, mutations=2, fusions=2, generations=0)
+    found = run(base, settings, first=first)
+    again = evolve.evolve(base, GENERATE, settings, 0, *distances(base), first=first)
+    assert found.survivors == again.survivors
+    right = int(population.correct(lenet, small.val).sum())
+    for one in found.survivors:
+        state = evolve.replay(base, GENERATE, one.recipe)
+        assert set(one.recipe) == set(frequency.weight_names(base))
+        assert all(state[name].equal(base[name]) for name, shares in one.recipe.items() if not shares)
+        assert any(one.recipe.values())
+        assert population.count(lenet, small.val, [state])[0].right >= mge.fewest_right(right, len(small.val))
+
+
+def test_a_fusion_with_a_layer_of_the_base(base):
+    first = lambda seed: {"net.fc1.weight": seed} if seed % 2 else {"net.fc2.weight": seed}  # noqa: E731
+    found = run(base, Settings(parents=8, mutations=0, fusions=40, generations=1), first=first)
+    fused = [one for one in found.survivors if one.origin == "fusion"]
+    assert fused
+    for one in fused:
+        state = evolve.replay(base, GENERATE, one.recipe)
+        assert sum(one.recipe["net.conv1.weight"].values()) == 0
+        assert state["net.conv1.weight"].equal(base["net.conv1.weight"])
+        assert one.quality == pytest.approx(near(base)([state])[0], abs=1e-5)
+
+
 def test_noise_in_place_of_the_generator(base):
     found = run(base, layers=mge.layer_noise)
     state = evolve.replay(base, GENERATE, found.survivors[0].recipe, mge.layer_noise)
@@ -248,5 +275,5 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path):
 
 
 def test_the_effective_number_of_draws():
-    one = evolve.Individual({"a": {1: 0.5, 2: 0.5}, "b": {3: 1.0}}, "fusion", 0.0, 0.0, 0.0)
-    assert one.draws == pytest.approx(np.mean([2, 1]))
+    one = evolve.Individual({"a": {1: 0.5, 2: 0.5}, "b": {3: 1.0}, "c": {4: 0.5}, "d": {}}, "fusion", 0.0, 0.0, 0.0)
+    assert one.draws == pytest.approx(np.mean([2, 1, 2, 1]))  # "c" is half the base's, "d" wholly
