@@ -7,9 +7,8 @@ what they lack of 1 is the base's. Weights are held for the survivors alone.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from mgenb import frequency, layerwise, mge, population, store
 from mgenb.data import Split
 from mgenb.errors import MgenbError, choose
 from mgenb.mge import Layers, State
+from mgenb.population import Criterion
 from mgenb.seeds import derive, numpy_generator
 
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
-Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
 
 SHARES = ("uniform", "fitness")
 ORIGINS = ("fresh", "mutation", "fusion")
@@ -112,12 +111,6 @@ class _Progress:
     best: list[Individual]
     survivors: list[Individual]
     states: list[State]
-
-
-def accuracy_on(net: nn.Module, split: Split) -> Criterion:
-    """Return the criterion accuracy on `split`, in [0, 1]; SealedSplitError for the test split."""
-    population.refuse_test(split)
-    return lambda states: [one.right / one.total for one in population.count(net, split, states)]
 
 
 def algorithm_1(
@@ -334,26 +327,13 @@ def _key(
 
 
 def _save(file: Path, key: str, progress: _Progress) -> None:
-    saved = {
-        "key": key,
-        "rows": progress.rows,
-        "best": [asdict(one) for one in progress.best],
-        "survivors": [asdict(one) for one in progress.survivors],
-        "states": progress.states,
-    }
-    store.write_atomic(file, partial(torch.save, saved))
+    members = {name: [asdict(one) for one in getattr(progress, name)] for name in ("best", "survivors")}
+    store.save_progress(file, key, {**vars(progress), **members})
 
 
 def _load(file: Path | None, key: str, base: Mapping[str, torch.Tensor]) -> _Progress | None:
-    if file is None or not file.exists():
+    saved = store.load_progress(file, key, next(iter(base.values())).device) if file else None
+    if not saved:
         return None
-    try:
-        saved = torch.load(file, map_location=next(iter(base.values())).device, weights_only=True)
-        found = saved["key"]
-        members = {name: [Individual(**one) for one in saved[name]] for name in ("best", "survivors")}
-        progress = _Progress(saved["rows"], **members, states=saved["states"])
-    except Exception as error:  # whatever a damaged pickle or zip may raise
-        raise MgenbError(f"{file} is damaged: delete it, and the evolution begins anew") from error
-    if found != key:
-        raise MgenbError(f"{file} belongs to another evolution (base, settings or seed differ): give another file")
-    return progress
+    members = {name: [Individual(**one) for one in saved[name]] for name in ("best", "survivors")}
+    return _Progress(**{**saved, **members})

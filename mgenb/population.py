@@ -1,7 +1,7 @@
 """Evaluate networks: one or a population, per image or counted, with an exact early stop."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ from mgenb.errors import MgenbError, SealedSplitError, choose
 torch.backends.cudnn.allow_tf32 = False  # predictions must not depend on the way in which they are computed
 
 State = Mapping[str, torch.Tensor]
+Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
 
 # batches that stay in a CPU's cache are up to seven times faster than one large batch
 CPU_BATCH, GPU_BATCH = 128, 2048
@@ -100,18 +101,45 @@ def count(
     `way`: 'loop', one model after the other; 'vmap', stacked populations as large as memory allows; 'auto', the
     loop on a CPU, where it is faster, and stacks elsewhere.
     """
-    choose("way", way, WAYS)
+    looped = _loops(way, split)
     if fewest is not None:
         refuse_test(split)
-    if way == "auto":
-        way = "loop" if split.images.device.type == "cpu" else "vmap"
-    if way == "loop":
+    if looped:
         return [_count_one(net, split, state, fewest) for state in states]
-    pending, found = iter(states), []
-    size = _stack_size(net, split)
-    while chunk := list(islice(pending, size)):
-        found += _count_stack(net, split, chunk, fewest)
-    return found
+    return [one for part in _stacks(net, split, states) for one in _count_stack(net, split, part, fewest)]
+
+
+def accuracy_on(net: nn.Module, split: Split) -> Criterion:
+    """Return the criterion accuracy on `split`, in [0, 1], for what selects; SealedSplitError for the test split."""
+    refuse_test(split)
+    return lambda states: [one.right / one.total for one in count(net, split, states)]
+
+
+def predictions(net: nn.Module, split: Split, states: Iterable[State], *, way: str = "auto") -> torch.Tensor:
+    """Return the class that each model of a population predicts for each image, int64 [models, n], on the CPU.
+
+    `states` and `way` as in `count`; -1 where a model's logits are NaN. Raises MgenbError for an empty population.
+    """
+    if _loops(way, split):
+        rows = [predict(net, split, state)[None] for state in states]
+    else:
+        rows = [_predict_stack(net, split, part) for part in _stacks(net, split, states)]
+    if not rows:
+        raise MgenbError("the population is empty; right is at least one state_dict")
+    return torch.cat(rows)
+
+
+def _loops(way: str, split: Split) -> bool:
+    """Return whether models are evaluated one after the other; MgenbError for an unknown way."""
+    on_cpu = split.images.device.type == "cpu"
+    return choose("way", way, WAYS) == "loop" or (way == "auto" and on_cpu)
+
+
+def _stacks(net: nn.Module, split: Split, states: Iterable[State]) -> Iterator[list[State]]:
+    """Yield the population in parts that fit in memory when stacked."""
+    pending, size = iter(states), _stack_size(net, split)
+    while part := list(islice(pending, size)):
+        yield part
 
 
 def refuse_test(split: Split) -> None:
@@ -143,9 +171,14 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def quick_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of `net` in eval mode, its weights in the memory order in which the device is fastest."""
+def quick_copy(net: nn.Module, state: State | None = None) -> nn.Module:
+    """Return a copy of `net` in eval mode, its weights in the memory order in which the device is fastest.
+
+    With `state` it holds those tensors. Raises MgenbError when they do not fit.
+    """
     scratch = copy.deepcopy(net).eval()
+    if state is not None:
+        scratch.load_state_dict(_tensors(net, state))
     scratch.load_state_dict(_quick(scratch.state_dict()), assign=True)
     return scratch
 
@@ -186,17 +219,29 @@ def tally(
 
 @torch.inference_mode()
 def _count_stack(net: nn.Module, split: Split, states: list[State], fewest: int | None) -> list[Count]:
-    stacked = stack([_tensors(net, state) for state in states])
-    total, seen = len(split), 0
+    predicted, total, seen = _stacked(net, states), len(split), 0
     right = torch.zeros(len(states), dtype=torch.int64, device=split.images.device)
-    logits_of = torch.func.vmap(lambda tensors, images: _logits(net, tensors, images), in_dims=(0, None))
     with evaluating(net):
         for images, labels in batches(split):
-            right += (classes_of(logits_of(stacked, images)) == labels).sum(1)
+            right += (predicted(images) == labels).sum(1)
             seen += len(labels)
             if fewest is not None and not ((right < fewest) & (fewest <= right + total - seen)).any():
                 break
     return [Count(one, seen, total) for one in right.tolist()]
+
+
+@torch.inference_mode()
+def _predict_stack(net: nn.Module, split: Split, states: list[State]) -> torch.Tensor:
+    predicted = _stacked(net, states)
+    with evaluating(net):
+        return torch.cat([predicted(images) for images, _ in batches(split)], 1).cpu()
+
+
+def _stacked(net: nn.Module, states: list[State]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return images -> the class that each model of a stack predicts for them, int64 [models, images]."""
+    stacked = stack([_tensors(net, state) for state in states])
+    logits_of = torch.func.vmap(lambda tensors, images: _logits(net, tensors, images), in_dims=(0, None))
+    return lambda images: classes_of(logits_of(stacked, images))
 
 
 def stack(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

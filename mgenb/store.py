@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,28 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_progress(path: Path, key: str, fields: Mapping[str, Any]) -> None:
+    """Write how far a computation has come (tensors and plain values) for `load_progress`; `key` says which it is."""
+    write_atomic(path, partial(torch.save, {"key": key, "fields": dict(fields)}))
+
+
+def load_progress(path: Path, key: str, device: torch.device) -> dict[str, Any] | None:
+    """Return the fields that `save_progress` wrote, tensors on `device`; None where there is no file.
+
+    Raises MgenbError for a damaged file, and for one that was written under another key.
+    """
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        found, fields = saved["key"], dict(saved["fields"])
+    except Exception as error:  # whatever a damaged zip or pickle raises
+        raise MgenbError(f"{path} is damaged: delete it, and the computation begins anew") from error
+    if found != key:
+        raise MgenbError(f"{path} belongs to another computation (weights, settings or seed differ): take another file")
+    return fields
 
 
 def lock(path: Path) -> FileLock:

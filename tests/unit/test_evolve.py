@@ -208,10 +208,10 @@ def test_a_criterion_of_the_wrong_length_is_an_error(base):
 
 
 def test_accuracy_is_counted_on_anything_but_the_test_split(base, lenet, small):
-    criterion = evolve.accuracy_on(lenet, small.val)
+    criterion = population.accuracy_on(lenet, small.val)
     assert criterion([base]) == [pytest.approx(population.accuracy(lenet, small.val) / 100)]
     with pytest.raises(SealedSplitError):
-        evolve.accuracy_on(lenet, small.test.unseal("test"))
+        population.accuracy_on(lenet, small.test.unseal("test"))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path):
     file = tmp_path / "evolution"
     run(base, checkpoint=file)
     before = file.read_bytes()
-    with pytest.raises(MgenbError, match="belongs to another evolution"):
+    with pytest.raises(MgenbError, match="belongs to another computation"):
         run(base, seed=1, checkpoint=file)
-    with pytest.raises(MgenbError, match="belongs to another evolution"):
+    with pytest.raises(MgenbError, match="belongs to another computation"):
         run(base, layers=mge.layer_noise, checkpoint=file)
     assert file.read_bytes() == before
     file.write_bytes(before[: len(before) // 2])

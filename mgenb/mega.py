@@ -1,0 +1,372 @@
+"""MeGA (arXiv 2406.04607): a genetic algorithm over convex combinations of two trained networks' weights.
+
+The population is one stacked state_dict on the parents' device. What the paper leaves open, and what the author's
+published code does otherwise, is an option of `Settings`; `VARIANTS` names the sets of them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mgenb import store
+from mgenb.errors import MgenbError, choose
+from mgenb.population import Criterion
+from mgenb.seeds import derive, numpy_generator
+
+State = dict[str, torch.Tensor]
+Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of floats alone
+
+GRAINS = ("network", "layer", "weight")
+MUTATIONS = ("weights", "tensors")
+STATISTICS = ("mixed", "mutated", "recomputed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to merge. The defaults are the variant 'paper'.
+
+    size, generations: N and the number of generations.
+    grain: what one alpha (initial population) or beta (crossover) covers: the whole 'network', a 'layer' or a 'weight'.
+    with_parents: the initial population holds both parents; else it is all alpha ~ U(0, 1), which never reaches them.
+    winners, entrants: K tournaments of t individuals choose who may be a parent; t is not stated in the paper.
+    redone: each child has K tournaments of its own, of which the first two winners are used (the author's code);
+        else they are held once a generation and each child draws its two parents from the K winners.
+    distinct: a child's two parents are never one and the same individual.
+    rate, sigma: probability and standard deviation of a mutation; sigma is not stated in the paper.
+    mutate: each of the 'weights' with that probability, or whole 'tensors' at once (the author's code).
+    relative: sigma is in units of the tensor's own standard deviation in the first parent.
+    statistics: BatchNorm's running statistics are 'mixed'; 'mutated' too, so that variances may turn negative (the
+        author's code); or mixed and then 'recomputed' on training images before each evaluation.
+    evaluate_last: the last offspring are evaluated; in the author's code they are not.
+    """
+
+    size: int = 20
+    generations: int = 20
+    grain: str = "network"
+    with_parents: bool = False
+    winners: int = 4
+    entrants: int = 3
+    redone: bool = False
+    distinct: bool = False
+    rate: float = 0.02
+    sigma: float = 0.1
+    mutate: str = "weights"
+    relative: bool = False
+    statistics: str = "mixed"
+    evaluate_last: bool = True
+
+    def __post_init__(self) -> None:
+        choose("grain", self.grain, GRAINS)
+        choose("mutate", self.mutate, MUTATIONS)
+        choose("statistics", self.statistics, STATISTICS)
+        for name, least in (("size", 2), ("generations", 1), ("winners", 2), ("entrants", 1)):
+            if getattr(self, name) < least:
+                raise MgenbError(f"{name} is {getattr(self, name)}; right is a whole number of at least {least}")
+        if self.entrants > self.size:
+            raise MgenbError(f"entrants is {self.entrants}; right is at most the size of the population, {self.size}")
+        if not 0 <= self.rate <= 1:
+            raise MgenbError(f"rate is {self.rate}; right is a probability, 0 to 1")
+        if not 0 <= self.sigma < math.inf:
+            raise MgenbError(f"sigma is {self.sigma}; right is a number of at least 0")
+
+
+VARIANTS = {
+    "paper": Settings(),
+    "code": Settings(redone=True, mutate="tensors", statistics="mutated", evaluate_last=False),
+    "elementwise": Settings(grain="weight"),
+    "fixed": Settings(grain="layer", with_parents=True, redone=True, distinct=True, relative=True),
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` ended with.
+
+    state: the best individual ever evaluated. history: one row a generation. individuals: one row for each
+    evaluation, with ancestry (rows of the generation before) and provenance (see `provenance`).
+    """
+
+    state: State
+    history: pd.DataFrame
+    individuals: pd.DataFrame
+
+    @property
+    def fitness(self) -> float:
+        """The best fitness."""
+        return float(self.history["best"].iloc[-1])
+
+    @property
+    def evaluations(self) -> int:
+        """How many individuals were evaluated."""
+        return len(self.individuals)
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds: evaluated generations, the population that comes next, and the best so far."""
+
+    rows: list[dict[str, Any]]
+    individuals: list[dict[str, Any]]
+    waiting: Stacked
+    ancestry: list[dict[str, Any]]
+    best: Stacked
+    best_row: dict[str, Any]
+
+
+def merge(
+    first: Mapping[str, torch.Tensor],
+    second: Mapping[str, torch.Tensor],
+    settings: Settings,
+    seed: int,
+    fitness: Criterion,
+    *,
+    recompute: Callable[[State], State] | None = None,
+    checkpoint: Path | None = None,
+) -> Merged:
+    """Merge two networks by the genetic algorithm of MeGA.
+
+    `fitness` gives each state_dict of a generation a number, more is better; with `population.accuracy_on` it is
+    accuracy on validation images. An individual whose fitness is not finite is counted and never chosen before one
+    whose is. The best individual goes into the next generation as it is. `recompute` renews a state's BatchNorm
+    statistics and is needed for statistics='recomputed'. With `first` twice, it is a search around one parent.
+
+    With `checkpoint` the state is written there after each generation, and the same call goes on from it, to the
+    identical result. Raises MgenbError for networks that do not match (the key is named), when no individual of the
+    first generation has a finite fitness, or when the checkpoint is damaged or another merge's.
+    """
+    check_match(first, second)
+    if (settings.statistics == "recomputed") != (recompute is not None):
+        raise MgenbError("statistics='recomputed' and the function `recompute` come together: give both or neither")
+    key = _key(first, second, settings, seed)
+    breed = _Breeding(first, second, settings, seed)
+    progress = _load(checkpoint, key, first) or breed.start()
+    for generation in range(len(progress.rows), settings.generations + settings.evaluate_last):
+        progress = breed.generation(generation, progress, fitness, recompute)
+        if checkpoint is not None:
+            store.save_progress(checkpoint, key, vars(progress))
+    state = breed.whole({name: tensor[0] for name, tensor in progress.best.items()})
+    return Merged(
+        recompute(state) if recompute else state, pd.DataFrame(progress.rows), pd.DataFrame(progress.individuals)
+    )
+
+
+def check_match(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
+    """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes."""
+    for name in [*first, *second]:
+        if name not in second or name not in first:
+            lacks, has = ("second", "first") if name not in second else ("first", "second")
+            raise MgenbError(f"the {lacks} network lacks {name!r}, which the {has} has: merge networks of one kind")
+        if first[name].shape != second[name].shape:
+            shapes = f"{tuple(first[name].shape)} and {tuple(second[name].shape)}"
+            raise MgenbError(f"{name!r} has shapes {shapes}: merge networks of one kind")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a network lies beside its two parents, over all weights and biases (no BatchNorm statistics).
+
+    alpha: place on the segment, 0 at the second parent and 1 at the first. Distances are in units of the distance
+    between the parents: from the segment, from the first and from the second parent. All 0 where both are one.
+    """
+
+    alpha: float
+    off_segment: float
+    to_first: float
+    to_second: float
+
+    def label(self, tolerance: float = 0.01) -> str:
+        """Return 'parent copy' within `tolerance` of a parent, 'on the segment' within it of the segment, or 'off'."""
+        if min(self.to_first, self.to_second) <= tolerance:
+            return "parent copy"
+        return "on the segment" if self.off_segment <= tolerance else "off the segment"
+
+
+def provenance(
+    state: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
+) -> Provenance:
+    """Return the provenance coordinates of a network."""
+    stacked = {name: state[name][None] for name in _floats(first)}
+    return _provenances(stacked, first, second)[0]
+
+
+def _floats(state: Mapping[str, torch.Tensor]) -> list[str]:
+    return [name for name, tensor in state.items() if tensor.is_floating_point()]
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var"))
+
+
+def _provenances(
+    stacked: Stacked, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
+) -> list[Provenance]:
+    """Return where each individual lies; sums in float64, tensor by tensor."""
+    some = next(iter(stacked.values()))
+    length, along, across = (torch.zeros(n, dtype=torch.float64, device=some.device) for n in (1, len(some), len(some)))
+    for name in (one for one in stacked if not _is_statistic(one)):
+        edge = (first[name] - second[name]).double().flatten()
+        way = (stacked[name] - second[name]).double().flatten(1)
+        length, along, across = length + edge @ edge, along + way @ edge, across + way.square().sum(1)
+    if not float(length):
+        return [Provenance(0.0, 0.0, 0.0, 0.0)] * len(across)
+    alpha, to_second = along / length, across / length  # squared distances in units of the edge
+    to_first = to_second - 2 * alpha + 1
+    nearest = alpha.clamp(0, 1)
+    off = to_second - 2 * alpha * nearest + nearest**2
+    columns = [alpha, *(distance.clamp(min=0).sqrt() for distance in (off, to_first, to_second))]
+    return [Provenance(*row) for row in torch.stack(columns, 1).tolist()]
+
+
+class _Breeding:
+    """Makes and evaluates generations; what does not change from one to the next is held here."""
+
+    def __init__(
+        self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int
+    ) -> None:
+        self.first, self.second, self.settings, self.seed = first, second, settings, seed
+        self.names = _floats(first)
+        self.device = first[self.names[0]].device
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> State:
+        """Return a state_dict; counters and other whole numbers are the first parent's."""
+        return {**self.first, **tensors}
+
+    def random(self, *names: str | int) -> torch.Generator:
+        """Return a generator on the device: what is drawn for every weight never passes through the host."""
+        return torch.Generator(self.device).manual_seed(derive(self.seed, *names))
+
+    def shares(self, count: int, *names: str | int) -> Callable[[str], torch.Tensor]:
+        """Return tensor's name -> shares in [0, 1] of `count` individuals, as fine as the grain, to broadcast."""
+        grain = self.settings.grain
+        source = self.random(*names)
+
+        def drawn(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+            return torch.rand((count, *shape), generator=generator, device=self.device)
+
+        if grain == "weight":
+            return lambda name: drawn(self.first[name].shape, source)
+        one = drawn((), source)
+
+        def share(name: str) -> torch.Tensor:
+            layer = name.rpartition(".")[0]
+            values = one if grain == "network" else drawn((), self.random(*names, layer))
+            return values.view(-1, *[1] * self.first[name].ndim)
+
+        return share
+
+    def start(self) -> _Progress:
+        """Return the first population, which is still to be evaluated."""
+        s = self.settings
+        share = self.shares(s.size, "initial")
+        waiting = {}
+        for name in self.names:
+            waiting[name] = torch.lerp(self.second[name][None], self.first[name][None], share(name))
+            if s.with_parents:
+                waiting[name][0], waiting[name][1] = self.first[name], self.second[name]
+        origins = ["parent" if s.with_parents and i < 2 else "initial" for i in range(s.size)]
+        return _Progress([], [], waiting, [{"origin": one, "mother": -1, "father": -1} for one in origins], {}, {})
+
+    def generation(
+        self, generation: int, progress: _Progress, fitness: Criterion, recompute: Callable[[State], State] | None
+    ) -> _Progress:
+        """Evaluate the population that waits, and make the next one."""
+        count = len(progress.ancestry)
+        states = ({name: progress.waiting[name][i] for name in self.names} for i in range(count))
+        found = [float(v) for v in fitness(recompute(self.whole(s)) if recompute else self.whole(s) for s in states)]
+        if len(found) != count:
+            raise MgenbError(f"fitness gave {len(found)} values for {count} individuals; right is one for each")
+        places = [asdict(one) for one in _provenances(progress.waiting, self.first, self.second)]
+        numbered = zip(progress.ancestry, found, places, strict=True)
+        before = len(progress.individuals)
+        told = enumerate(numbered, start=before)
+        new = [{"id": k, "generation": generation, **a, "fitness": f, **p} for k, (a, f, p) in told]
+        everyone = new if not progress.best_row else [progress.best_row, *new]
+        ranked = sorted(range(len(everyone)), key=lambda i: -_finite(everyone[i]["fitness"]))
+        best = everyone[ranked[0]]
+        if not math.isfinite(best["fitness"]):
+            raise MgenbError(f"none of the {count} individuals of the first generation has a finite fitness")
+        pool = progress.waiting
+        if progress.best:
+            pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
+        elite = {name: pool[name][ranked[0], None] for name in self.names}
+        row = self.row(generation, progress, new, best)
+        waiting, ancestry = self.children(generation, pool, everyone)
+        return _Progress([*progress.rows, row], [*progress.individuals, *new], waiting, ancestry, elite, best)
+
+    def row(
+        self, generation: int, progress: _Progress, new: list[dict[str, Any]], best: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the row of history of an evaluated generation."""
+        finite = [one["fitness"] for one in new if math.isfinite(one["fitness"])]
+        variances = [progress.waiting[name] for name in self.names if name.endswith("running_var")]
+        negative = sum((variance < 0).flatten(1).any(1).int() for variance in variances)
+        return {
+            "generation": generation,
+            "evaluations": len(progress.individuals) + len(new),
+            "best": best["fitness"],
+            "mean": float(np.mean(finite)) if finite else math.nan,
+            "worst": min(finite, default=math.nan),
+            "failed": len(new) - len(finite),
+            "negative_variance": int(torch.as_tensor(negative).bool().sum()),
+            **{name: best[name] for name in ("alpha", "off_segment", "to_first", "to_second")},
+        }
+
+    def children(
+        self, generation: int, pool: Stacked, everyone: list[dict[str, Any]]
+    ) -> tuple[Stacked, list[dict[str, Any]]]:
+        """Return the next population but for the best so far, which need not be evaluated again, and its ancestry."""
+        couples = self.couples(generation, [_finite(one["fitness"]) for one in everyone])
+        mothers, fathers = (torch.tensor(one, device=self.device) for one in zip(*couples, strict=True))
+        share = self.shares(len(couples), "beta", generation)
+        made = {name: torch.lerp(pool[name][fathers], pool[name][mothers], share(name)) for name in self.names}
+        self.mutate(generation, made)
+        ids = [one["id"] for one in everyone]
+        return made, [{"origin": "child", "mother": ids[a], "father": ids[b]} for a, b in couples]
+
+    def couples(self, generation: int, fitness: list[float]) -> list[tuple[int, int]]:
+        """Return the two parents of each child, by tournaments."""
+        s, rng = self.settings, numpy_generator(self.seed, "selection", generation)
+
+        def winner(without: int = -1) -> int:
+            entrants = [i for i in rng.permutation(len(fitness)) if i != without][: s.entrants]
+            return int(max(entrants, key=lambda i: fitness[i]))
+
+        winners, couples = [winner() for _ in range(s.winners)], []
+        for _ in range(s.size - 1):
+            if s.redone:
+                mother, father = [winner() for _ in range(s.winners)][:2]
+            else:
+                mother, father = (int(one) for one in rng.choice(winners, 2, replace=False))
+            couples.append((mother, winner(without=mother) if s.distinct and mother == father else father))
+        return couples
+
+    def mutate(self, generation: int, made: Stacked) -> None:
+        """Add the mutations to a population, in place."""
+        s, generator = self.settings, self.random("mutation", generation)
+        for name, tensor in made.items():
+            if _is_statistic(name) and s.statistics != "mutated":
+                continue
+            scale = self.first[name].std(correction=0) if s.relative else 1.0
+            chances = tensor.shape if s.mutate == "weights" else (len(tensor), *[1] * (tensor.ndim - 1))
+            hit = torch.rand(chances, generator=generator, device=self.device) < s.rate
+            tensor += hit * torch.randn(tensor.shape, generator=generator, device=self.device) * (s.sigma * scale)
+
+
+def _finite(fitness: float) -> float:
+    return fitness if math.isfinite(fitness) else -math.inf
+
+
+def _key(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> str:
+    told = {"settings": {**asdict(settings), "generations": None, "evaluate_last": None}, "seed": seed}
+    return store.key_of({**told, "parents": [store.tensor_hash(one, one) for one in (first, second)]})
+
+
+def _load(file: Path | None, key: str, first: Mapping[str, torch.Tensor]) -> _Progress | None:
+    saved = store.load_progress(file, key, next(iter(first.values())).device) if file else None
+    return _Progress(**saved) if saved else None
