@@ -25,6 +25,7 @@ Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of f
 GRAINS = ("network", "layer", "weight")
 MUTATIONS = ("weights", "tensors")
 STATISTICS = ("mixed", "mutated", "recomputed")
+NORMALISE = "normalise."  # how nets.build names the layer that scales images
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,10 @@ def merge(
 
 
 def check_match(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
-    """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes."""
+    """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes.
+
+    Networks that normalise their images differently do not match either.
+    """
     for name in [*first, *second]:
         if name not in second or name not in first:
             lacks, has = ("second", "first") if name not in second else ("first", "second")
@@ -165,6 +169,8 @@ def check_match(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Te
         if first[name].shape != second[name].shape:
             shapes = f"{tuple(first[name].shape)} and {tuple(second[name].shape)}"
             raise MgenbError(f"{name!r} has shapes {shapes}: merge networks of one kind")
+        if name.startswith(NORMALISE) and not first[name].equal(second[name]):
+            raise MgenbError(f"{name!r} differs: the networks scale their images differently, and cannot be mixed")
 
 
 @dataclass(frozen=True)
@@ -191,12 +197,13 @@ def provenance(
     state: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
 ) -> Provenance:
     """Return the provenance coordinates of a network."""
-    stacked = {name: state[name][None] for name in _floats(first)}
+    stacked = {name: state[name][None] for name in _learned(first)}
     return _provenances(stacked, first, second)[0]
 
 
-def _floats(state: Mapping[str, torch.Tensor]) -> list[str]:
-    return [name for name, tensor in state.items() if tensor.is_floating_point()]
+def _learned(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of weights, biases and BatchNorm statistics; how images are scaled is not in the genome."""
+    return [name for name, tensor in state.items() if tensor.is_floating_point() and not name.startswith(NORMALISE)]
 
 
 def _is_statistic(name: str) -> bool:
@@ -230,7 +237,7 @@ class _Breeding:
         self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int
     ) -> None:
         self.first, self.second, self.settings, self.seed = first, second, settings, seed
-        self.names = _floats(first)
+        self.names = _learned(first)
         self.device = first[self.names[0]].device
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> State:

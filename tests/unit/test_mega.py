@@ -1,5 +1,6 @@
 """MeGA: what each variant's genome, crossover, mutation and selection do, and that an interruption changes nothing."""
 
+import itertools
 import math
 
 import numpy as np
@@ -240,6 +241,17 @@ def test_negative_variances_of_a_real_network_are_survived(small):
     found = mega.merge(*states, settings, 0, population.accuracy_on(nets[0], small.val.take(20, 0)))
     assert found.history["negative_variance"].max() > 0
     assert found.individuals["fitness"].between(0, 1).all()
+
+
+def test_how_images_are_scaled_is_left_alone(small, lenet):
+    state = population.state_of(lenet)
+    later = itertools.count()  # the youngest wins
+    found = mega.merge(state, state, tuned("code", rate=1.0), 0, lambda states: [next(later) for _ in states])
+    for name, tensor in state.items():
+        assert found.state[name].equal(tensor) == name.startswith("normalise")
+    other = {**state, "normalise.mean": state["normalise.mean"] + 0.1}
+    with pytest.raises(MgenbError, match=r"'normalise.mean' differs"):
+        mega.merge(state, other, tuned("code"), 0, near(state))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
