@@ -249,13 +249,31 @@ def test_a_network_in_training_counts_as_in_evaluation_and_leaves_as_it_came(way
     assert [module.training for module in net.modules()] == modes
 
 
+@pytest.mark.parametrize("way", population.WAYS)
+def test_predictions_are_one_row_a_model(noisy, way, monkeypatch):
+    net, images, states, expected = noisy
+    monkeypatch.setattr(population, "CPU_BATCH", 25)
+    monkeypatch.setattr(population, "_stack_size", lambda net, split: 5)
+    broken = {**states[0], "net.fc2.bias": torch.full((10,), float("nan"))}
+    found = population.predictions(net, images, iter([*states, broken]), way=way)
+    assert found.dtype == torch.int64
+    assert found.equal(torch.stack([population.predict(net, images, state) for state in [*states, broken]]))
+    assert (found == images.labels).sum(1).tolist() == [*expected, 0]
+    assert found[-1].eq(-1).all()
+    floats = Split(images.images / 255, images.labels, images.groups, "val")
+    assert population.predictions(net, floats, states[:2], way=way).equal(found[:2])
+    with pytest.raises(MgenbError, match="the population is empty"):
+        population.predictions(net, images, iter(()), way=way)
+
+
 def test_an_unknown_way_is_refused_before_a_state_is_made():
     def states():
         raise AssertionError("a state was asked for")
         yield
 
-    with pytest.raises(MgenbError, match="unknown way 'vmaps'; did you mean 'vmap'"):
-        population.count(nets.build("lenet", 1, 28, 10), split(2), states(), way="vmaps")
+    for evaluate in (population.count, population.predictions):
+        with pytest.raises(MgenbError, match="unknown way 'vmaps'; did you mean 'vmap'"):
+            evaluate(nets.build("lenet", 1, 28, 10), split(2), states(), way="vmaps")
 
 
 @pytest.mark.parametrize(("way", "size", "stack"), [("loop", 300, 1), ("vmap", 80, 8)])
@@ -305,6 +323,10 @@ def test_a_quick_copy_predicts_the_same_and_shares_nothing(arch, n):
     net, images = settled(arch, n)
     before, strides = population.state_of(net.train()), [t.stride() for t in net.state_dict().values()]
     quick = population.quick_copy(net)
+    with_state = population.quick_copy(net, jittered(net, 3))
+    assert with_state(images.images).argmax(1).equal(population.predict(net, images, jittered(net, 3)))
+    with pytest.raises(MgenbError, match="lacks"):
+        population.quick_copy(net, {})
     assert not any(module.training for module in quick.modules())
     with torch.no_grad():
         assert quick(images.images).argmax(1).equal(images.labels)

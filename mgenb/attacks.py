@@ -1,0 +1,268 @@
+"""Attacks on images in [0, 1]: FGSM and PGD from torchattacks, Carlini and Wagner's here; white-box and transferred.
+
+torchattacks 3.3.0 works on the object that it is given, prints, and draws from the global generator. So an attack
+here is a frozen description, and `craft` makes a fresh object on a copy of the network for each use. Its C&W is not
+used: see `_CarliniWagner`.
+"""
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchattacks
+from torch import nn
+from torch.nn import functional
+
+from mgenb import population
+from mgenb.data import Split
+from mgenb.errors import MgenbError, choose
+from mgenb.population import State
+from mgenb.seeds import derive
+
+# MGE's Table V prints eps of 1 and more, impossible for pixels in [0, 1]: what its number is divided by, by reading
+READINGS = {"eps": 1, "eps/255": 255}
+SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
+
+
+def read_eps(printed: float, reading: str) -> float:
+    """Return eps on the [0, 1] scale for an eps as MGE prints it, by one of `READINGS`."""
+    return printed / READINGS[choose("reading of eps", reading, READINGS)]
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One step of eps in the direction of the gradient's sign (Goodfellow et al. 2015); eps on the [0, 1] scale."""
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        _demand(self, "eps")
+
+    def on(self, net: nn.Module) -> Any:
+        """Return torchattacks' object for `net`."""
+        return torchattacks.FGSM(net, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Steps of the gradient's sign inside a ball of eps, from a random start (Madry et al. 2018).
+
+    step: the length of one; None: 2.5 eps / steps.
+    """
+
+    eps: float
+    steps: int = 10
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _demand(self, "eps")
+        _demand(self, "steps", least=1, kind=int)
+        if self.step is not None:
+            _demand(self, "step")
+
+    def on(self, net: nn.Module) -> Any:
+        """Return torchattacks' object for `net`."""
+        step = 2.5 * self.eps / self.steps if self.step is None else self.step
+        return torchattacks.PGD(net, eps=self.eps, alpha=step, steps=self.steps, random_start=True)
+
+
+@dataclass(frozen=True)
+class CW:
+    """Carlini and Wagner's L2 attack (2017): the smallest change for which the goal's logit leads by `kappa`.
+
+    searches: values of c that are tried for each image; iterations: Adam's steps for each, of size `rate`.
+    """
+
+    kappa: float = 0.0
+    searches: int = 6
+    iterations: int = 100
+    rate: float = 0.1
+    first_c: float = 1.0
+
+    def __post_init__(self) -> None:
+        _demand(self, "kappa")
+        _demand(self, "searches", "iterations", least=1, kind=int)
+        _demand(self, "rate", "first_c", least=1e-9)
+
+    def on(self, net: nn.Module) -> Any:
+        """Return the attack's object for `net`."""
+        return _CarliniWagner(net, self)
+
+
+Attack = FGSM | PGD | CW
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def craft(
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    attack: Attack,
+    *,
+    targets: torch.Tensor | None = None,
+    state: State | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Return adversarial images, float32 [n, channels, h, w] in [0, 1], on the images' device.
+
+    images: uint8, or floats in [0, 1]; labels: int64 [n], the classes to leave; targets: int64 [n], the classes to
+    reach instead, for a targeted attack. With `state` the network computes as if it held those tensors. It and
+    torch's global generator stay as they are. `seed` gives PGD its starts: one depends on the image's place in
+    `images`, not on the other images. Raises MgenbError for images, labels or targets that cannot be attacked, and
+    for a network of NaNs or without gradients.
+    """
+    scratch, pixels, classes = _prepared(net, images, state)
+    goals = _classes("labels", labels, pixels, classes)
+    made = attack.on(scratch)
+    if targets is not None:
+        labels, goals = goals, _classes("targets", targets, pixels, classes)
+        if len(same := (goals == labels).nonzero()):
+            raise MgenbError(f"target {int(same[0])} is the label of that image; right is another class")
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells its mode
+            made.set_mode_targeted_by_function(lambda images, goals: goals)
+    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
+        torch.manual_seed(derive(seed, "attack"))
+        parts = [made(x, y) for x, y in population.batches(Split(pixels, goals, goals, "attacked"))]
+    return torch.cat(parts).to(images.device)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def zero_gradients(
+    net: nn.Module, images: torch.Tensor, labels: torch.Tensor, state: State | None = None
+) -> torch.Tensor:
+    """Return the share of each image's values at which the gradient of the cross-entropy is exactly 0, float64 [n].
+
+    1.0: the whole gradient vanishes, so that FGSM and PGD cannot move the image although others may succeed
+    (gradient masking). On the CPU. Arguments and errors as in `craft`.
+    """
+    scratch, pixels, classes = _prepared(net, images, state)
+    goals = _classes("labels", labels, pixels, classes)
+    shares = []
+    for batch, truth in population.batches(Split(pixels, goals, goals, "attacked")):
+        x = batch.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(scratch(x), truth, reduction="sum"), x)
+        shares.append((gradient == 0).flatten(1).double().mean(1))
+    return torch.cat(shares).cpu()
+
+
+def right_under(
+    net: nn.Module,
+    split: Split,
+    state: State | None,
+    attack: Attack,
+    *,
+    crafted_on: tuple[nn.Module, State | None] | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Return which images are still classified rightly under an untargeted attack, bool [n], on the CPU.
+
+    White-box: crafted on the network itself, with `state`. With `crafted_on` (network, state) it is transferred from
+    there. With `functools.partial(right_under, attack=...)` it is a measure for `run.final_test`.
+    """
+    source, weights = crafted_on or (net, state)
+    images = craft(source, split.images, split.labels, attack, state=weights, seed=seed)
+    return population.correct(net, replace(split, images=images), state)
+
+
+class _CarliniWagner(torchattacks.attack.Attack):
+    """Carlini and Wagner's L2 attack, in which each image has its own c, its own best result and no early stop.
+
+    torchattacks' CW has one c for all, stops when the cost summed over the batch rises, cannot move a pixel at
+    exactly 0 or 1, and masks logits by multiplication, which is wrong where they are negative. An image for which
+    no c succeeds is returned unchanged, and so is one that is already what is asked for.
+    """
+
+    def __init__(self, net: nn.Module, settings: CW) -> None:
+        super().__init__("CarliniWagner", net)
+        self.supported_mode = ["default", "targeted"]
+        self.settings = settings
+
+    def forward(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+        """Return the best image found for each of `images`; goals: labels to leave, or targets to reach."""
+        s = self.settings
+        best, already = images, self._shortfall(images, goals) < 0
+        distance = torch.where(already, 0.0, torch.inf)
+        low, high = torch.zeros_like(distance), torch.full_like(distance, torch.inf)
+        c = torch.full_like(distance, s.first_c)
+        for _ in range(s.searches):
+            found, nearer = self._descend(images, goals, c)
+            high, low = torch.where(found.isfinite(), c, high), torch.where(found.isfinite(), low, c)
+            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+            best = torch.where((found < distance)[:, None, None, None], nearer, best)
+            distance = torch.minimum(found, distance)
+        return best
+
+    def _descend(self, images: torch.Tensor, goals: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the smallest squared distance at which each image reaches its goal (inf: never), and where."""
+        place = torch.atanh((2 * images - 1) * SHRINK).requires_grad_()
+        adam = torch.optim.Adam([place], lr=self.settings.rate)  # element by element: no image knows of another
+        best, nearest = images, torch.full_like(c, torch.inf)
+        for _ in range(self.settings.iterations):
+            x = (place.tanh() + 1) / 2
+            distance, shortfall = (x - images).square().flatten(1).sum(1), self._shortfall(x, goals)
+            better = (shortfall < 0) & (distance < nearest)  # no indexing by it, which would wait for a GPU
+            nearest = torch.where(better, distance.detach(), nearest)
+            best = torch.where(better[:, None, None, None], x.detach(), best)
+            (place.grad,) = torch.autograd.grad((distance + c * shortfall.clamp(min=0)).sum(), place)
+            adam.step()
+        return nearest, best
+
+    def _shortfall(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+        """Return by how much the margin of the logits lacks `kappa`; below 0 where the attack has succeeded."""
+        logits, at = self.get_logits(images), goals[:, None]
+        lead = logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(1)
+        return self.settings.kappa + (-lead if self.targeted else lead)
+
+
+def _prepared(net: nn.Module, images: torch.Tensor, state: State | None) -> tuple[nn.Module, torch.Tensor, int]:
+    """Return a copy of the network to work on, the images as float32 on its device, and its number of classes."""
+    scratch = population.quick_copy(net, state).requires_grad_(False)
+    for name, tensor in scratch.state_dict().items():
+        if not tensor.isfinite().all():
+            raise MgenbError(f"{name!r} of the network holds NaN or infinite values; right are finite weights")
+    home = next(scratch.parameters(), None)
+    if home is None:
+        raise MgenbError("the network has no parameters; an attack needs a network that has some")
+    pixels = _pixels(images).to(home.device)
+    logits = scratch(pixels[:1].clone().requires_grad_())
+    if not logits.requires_grad:
+        raise MgenbError("the network's logits have no gradient by its input; an attack needs one")
+    return scratch, pixels, logits.shape[-1]
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    if images.ndim != 4 or not len(images):
+        raise MgenbError(f"images have shape {tuple(images.shape)}; right is [n, channels, h, w], n at least 1")
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise MgenbError(f"images are {images.dtype}; right is uint8, or floats in [0, 1]")
+    least, most = images.min().item(), images.max().item()  # NaN where a value is
+    if not (least >= 0 and most <= 1):
+        raise MgenbError(f"images run from {least:g} to {most:g}; right is uint8, or floats in [0, 1]")
+    return images.detach().float()
+
+
+def _classes(what: str, given: torch.Tensor, pixels: torch.Tensor, classes: int) -> torch.Tensor:
+    if given.shape != pixels.shape[:1] or given.is_floating_point() or given.dtype == torch.bool:
+        told = f"{given.dtype} {list(given.shape)}"
+        raise MgenbError(f"{what} are {told}; right is one whole number for each of {len(pixels)} images")
+    if not (given.min() >= 0 and given.max() < classes):
+        least, most = given.min(), given.max()
+        raise MgenbError(f"{what} run from {least} to {most}; right is 0 to {classes - 1}")
+    return given.to(pixels.device, torch.int64)
+
+
+def _demand(attack: Any, *names: str, least: float = 0, kind: type = float) -> None:
+    """Raise MgenbError unless these fields hold finite numbers of at least `least`, whole ones where `kind` is int."""
+    for name in names:
+        value = getattr(attack, name)
+        number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not (number and least <= value < math.inf):
+            right = f"{'a whole number' if kind is int else 'a number'} of at least {least:g}"
+            raise MgenbError(f"{name} of {type(attack).__name__} is {value!r}; right is {right}")

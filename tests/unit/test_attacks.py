@@ -1,0 +1,395 @@
+"""Attacks: what they find, that no image knows of another, and that networks and random state are left as they came."""
+
+import dataclasses
+import functools
+
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import nn
+from torch.nn import functional
+
+from mgenb import attacks, nets, population
+from mgenb.attacks import CW, FGSM, PGD, craft
+from mgenb.data import Split
+from mgenb.errors import MgenbError
+
+QUICK = CW(searches=3, iterations=40, rate=0.2)
+SHORT = CW(searches=2, iterations=8, rate=0.4)  # where it need not be good
+ATTACKS = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
+
+
+@pytest.fixture(scope="module")
+def seen(small, lenet):
+    """12 validation images that the LeNet has right, with a target for each that is not its label."""
+    right = population.correct(lenet, small.val).nonzero()[:12, 0]
+    labels = small.val.labels[right]
+    assert len(right) == 12
+    return small.val.images[right], labels, (labels + 1 + torch.arange(12) % 9) % 10
+
+
+@pytest.fixture(scope="module")
+def found(lenet, seen):
+    """C&W's results on them, targeted or not."""
+    images, labels, targets = seen
+    return {True: craft(lenet, images, labels, QUICK, targets=targets), False: craft(lenet, images, labels, QUICK)}
+
+
+def predict(net, images):
+    return population.predict(net, Split(images, torch.zeros(len(images)).long(), torch.arange(len(images)), "val"))
+
+
+def size(adversarial, images):
+    return (adversarial - images.float() / 255).flatten(1).norm(dim=1)
+
+
+def scaled(net, factor, shift=0.0):
+    """Return the state in which all logits are `factor` times as large, plus `shift`."""
+    state = population.state_of(net)
+    return {
+        **state,
+        "net.fc2.weight": factor * state["net.fc2.weight"],
+        "net.fc2.bias": factor * state["net.fc2.bias"] + shift,
+    }
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_fgsm_is_one_step_in_the_direction_of_the_gradients_sign(lenet, seen, targeted):
+    images, labels, targets = seen
+    x = (images.float() / 255).requires_grad_()
+    goals, sign = (targets, -1) if targeted else (labels, 1)
+    functional.cross_entropy(population.quick_copy(lenet)(x), goals).backward()
+    expected = (x.detach() + sign * 0.1 * x.grad.sign()).clamp(0, 1)
+    assert craft(lenet, images, labels, FGSM(0.1), targets=targets if targeted else None).equal(expected)
+    assert craft(lenet, x.detach().double(), labels, FGSM(0.1), targets=targets if targeted else None).equal(expected)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_adversarial_images_are_images_and_change_what_the_network_sees(lenet, seen, attack):
+    images, labels, _ = seen
+    adversarial = craft(lenet, images, labels, attack)
+    assert adversarial.shape == images.shape
+    assert adversarial.dtype == torch.float32
+    assert not adversarial.requires_grad
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert (predict(lenet, adversarial) != labels).sum() > 1
+    if not isinstance(attack, CW):
+        assert (adversarial - images.float() / 255).abs().max() <= 0.1 + 1e-6
+    again = craft(lenet, images.float() / 255, labels, attack)
+    assert again.equal(adversarial)
+
+
+@pytest.mark.parametrize("attack", [FGSM(0.0), PGD(0.0, steps=3), PGD(0.0, steps=3, step=0.1)])
+def test_an_eps_of_0_changes_nothing(lenet, seen, attack):
+    images, labels, targets = seen
+    assert craft(lenet, images, labels, attack).equal(images.float() / 255)
+    assert craft(lenet, images, labels, attack, targets=targets).equal(images.float() / 255)
+
+
+def test_cw_needs_less_change_than_fgsm_on_the_images_that_fgsm_turns(lenet, seen, found):
+    images, labels, _ = seen
+    assert (predict(lenet, found[False]) != labels).all()
+    for eps in (0.1, 0.2, 0.3):
+        adversarial = craft(lenet, images, labels, FGSM(eps))
+        turned = predict(lenet, adversarial) != labels
+        assert turned.any()
+        assert size(found[False], images)[turned].mean() < 0.7 * size(adversarial, images)[turned].mean()
+
+
+def test_targeted_attacks_reach_their_targets(lenet, seen, found):
+    images, labels, targets = seen
+    assert predict(lenet, found[True]).equal(targets)
+    assert size(found[True], images).median() > size(found[False], images).median()
+    strong = predict(lenet, craft(lenet, images, labels, PGD(0.4, steps=20), targets=targets))
+    assert (strong == targets).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_cw_agrees_with_foolbox(lenet, seen, targeted):
+    images, labels, targets = seen
+    x = images.float() / 255
+    attack = CW(searches=4, iterations=60, rate=0.2)
+    ours = craft(lenet, images, labels, attack, targets=targets if targeted else None)
+    model = foolbox.PyTorchModel(population.quick_copy(lenet), bounds=(0, 1), device="cpu")
+    criteria = foolbox.criteria
+    goal = criteria.TargetedMisclassification(targets) if targeted else criteria.Misclassification(labels)
+    steps = {"binary_search_steps": 4, "steps": 60, "stepsize": 0.2, "initial_const": 1.0}
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(**steps, abort_early=False)(model, x, goal, epsilons=None)[1]
+    success, distances = [], []
+    for one in (ours, theirs):
+        reached = predict(lenet, one) == targets if targeted else predict(lenet, one) != labels
+        success.append(reached.double().mean().item())
+        distances.append(size(one, images)[reached].median().item())
+    assert success[0] == pytest.approx(success[1], abs=0.1)
+    assert min(success) > 0.9
+    assert distances[0] == pytest.approx(distances[1], rel=0.1)
+
+
+def test_a_pixel_at_0_or_1_can_move(lenet, seen, found):
+    images, labels, _ = seen
+    for end, ink in ((0, found[False]), (255, 1 - found[False])):
+        assert (images == end).any()
+        assert ink[images == end].max() > 0.2
+    # the fault that this guards against: they map to infinity, and do not move
+    theirs = torchattacks.CW(population.quick_copy(lenet), steps=5)(images.float() / 255, labels)
+    assert theirs[images == 0].nan_to_num(0).max() == 0
+
+
+def test_logits_below_0_have_the_same_margin(lenet, seen, found):
+    images, labels, targets = seen
+    with torch.no_grad():
+        assert population.quick_copy(lenet, scaled(lenet, 1.0, -100.0))(images).max() < 0
+    for targeted, one in found.items():
+        goals = targets if targeted else None
+        shifted = craft(lenet, images, labels, QUICK, targets=goals, state=scaled(lenet, 1.0, -100.0))
+        assert size(shifted, images).mean().item() == pytest.approx(size(one, images).mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 20.0])
+def test_c_is_searched_until_it_suits_the_logits(lenet, seen, found, factor):
+    images, labels, targets = seen
+    state = scaled(lenet, factor)
+    made = craft(lenet, images, labels, dataclasses.replace(QUICK, searches=6), targets=targets, state=state)
+    assert predict(lenet, made).equal(targets)
+    assert size(made, images).mean().item() == pytest.approx(size(found[True], images).mean().item(), rel=0.15)
+    once = craft(lenet, images, labels, dataclasses.replace(QUICK, searches=1), targets=targets, state=state)
+    if factor < 1:
+        unchanged = size(once, images) == 0
+        assert unchanged.double().mean() > 0.7
+        assert predict(lenet, once)[unchanged].equal(labels[unchanged])
+    else:
+        assert size(once, images).mean() > 1.3 * size(made, images).mean()
+
+
+def test_kappa_is_the_lead_of_the_goal_and_costs_distance(lenet, seen, found):
+    images, labels, targets = seen
+    net = population.quick_copy(lenet)
+    before = size(found[True], images)
+    for kappa in (0.5, 1.0):
+        made = craft(lenet, images, labels, dataclasses.replace(QUICK, kappa=kappa), targets=targets)
+        with torch.no_grad():
+            logits = net(made)
+        others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+        assert (logits.gather(1, targets[:, None])[:, 0] - others).min() > kappa - 1e-4
+        assert size(made, images).mean() > before.mean()
+        before = size(made, images)
+
+
+def test_an_image_that_is_already_what_is_asked_for_is_returned_as_it_is(lenet, small):
+    wrong = (~population.correct(lenet, small.val)).nonzero()[:5, 0]
+    assert len(wrong)
+    images, labels = small.val.images[wrong], small.val.labels[wrong]
+    assert craft(lenet, images, labels, QUICK).equal(images.float() / 255)
+    assert not craft(lenet, images, labels, dataclasses.replace(QUICK, kappa=1.0)).equal(images.float() / 255)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("attack", [FGSM(0.1), SHORT])
+def test_an_image_does_not_know_of_its_batch(lenet, seen, attack, targeted):
+    images, labels, targets = seen
+    images = torch.cat([images, torch.randint(0, 256, images.shape, dtype=torch.uint8)])  # noise is hard to turn
+    labels, targets = labels.repeat(2), targets.repeat(2)
+    whole = craft(lenet, images[:12], labels[:12], attack, targets=targets[:12] if targeted else None)
+    among_noise = torch.cat([torch.arange(6), torch.arange(12, 18)])
+    goals = targets if targeted else labels
+    for chosen, most in ((among_noise, 0), (torch.arange(1), 0.01)):  # one alone: other kernels round otherwise
+        some = {"targets": goals[chosen]} if targeted else {}
+        other, kept = craft(lenet, images[chosen], labels[chosen], attack, **some), min(6, len(chosen))
+        assert ((other[:kept] - whole[:kept]).abs() > 1e-5).double().mean() <= most
+        assert other[:kept].equal(whole[:kept]) or most
+
+
+def test_a_start_of_pgd_depends_on_the_place_and_the_seed_and_on_nothing_else(lenet, seen):
+    images, labels, _ = seen
+    attack = PGD(0.1, steps=2)
+    one = craft(lenet, images, labels, attack, seed=1)
+    torch.rand(7)
+    others = torch.cat([images[:6], images.flip(0)[:6]])
+    again = craft(lenet, others, torch.cat([labels[:6], labels.flip(0)[:6]]), attack, seed=1)
+    assert again[:6].equal(one[:6])
+    assert not again[6:].equal(one[6:])
+    assert not craft(lenet, images, labels, attack, seed=2).equal(one)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_batch_after_the_other_gives_what_one_batch_gives(lenet, seen, attack, monkeypatch):
+    images, labels, targets = seen
+    whole = craft(lenet, images, labels, attack, targets=targets)
+    monkeypatch.setattr(population, "CPU_BATCH", 5)
+    parts = craft(lenet, images, labels, attack, targets=targets)
+    assert (parts - whole).abs().flatten(1).amax(1).median() < 1e-4
+
+
+def test_one_use_does_not_set_the_mode_of_the_next_and_nothing_is_printed(lenet, seen, capsys):
+    images, labels, targets = seen
+    for attack in ATTACKS:
+        before = craft(lenet, images, labels, attack)
+        assert not craft(lenet, images, labels, attack, targets=targets).equal(before)
+        assert craft(lenet, images, labels, attack).equal(before)
+    assert capsys.readouterr().out == ""
+
+
+class Fragile(nn.Module):
+    """A network with a dropout, a BatchNorm and a frozen part, that fails at its `fails`-th forward pass."""
+
+    def __init__(self, fails=None):
+        super().__init__()
+        body = (nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 10))
+        self.body, self.passes, self.fails = nn.Sequential(*body), 0, fails
+
+    def forward(self, images):
+        self.passes += 1
+        if self.passes == self.fails:
+            raise RuntimeError("out of order")
+        return self.body(images.float())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("fails", [None, 2])
+def test_a_network_and_the_random_state_are_left_as_they_came_after_an_exception_too(attack, fails, seen):
+    images, labels, targets = seen
+    torch.manual_seed(0)
+    net = Fragile(fails).train()
+    net.body[2].eval()
+    modes, before, random = [m.training for m in net.modules()], population.state_of(net), torch.get_rng_state()
+    if fails:
+        with pytest.raises(RuntimeError, match="out of order"):
+            craft(net, images, labels, attack, targets=targets)
+    else:
+        one = craft(net, images, labels, attack)
+        assert craft(net.eval(), images, labels, attack).equal(one)  # without dropout, with BatchNorm's statistics
+        net.train()
+        net.body[2].eval()
+    assert [m.training for m in net.modules()] == modes
+    assert torch.get_rng_state().equal(random)
+    assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_with_a_state_it_is_as_if_the_network_held_it(lenet, seen):
+    images, labels, _ = seen
+    other = nets.build("lenet", 1, 28, 10)
+    other.load_state_dict(scaled(lenet, 1.5, 0.3))
+    before = population.state_of(lenet)
+    for attack in ATTACKS:
+        assert craft(lenet, images, labels, attack, state=other.state_dict()).equal(
+            craft(other, images, labels, attack)
+        )
+    assert all(before[name].equal(tensor) for name, tensor in lenet.state_dict().items())
+    lacking = {name: tensor for name, tensor in before.items() if name != "net.conv2.bias"}
+    with pytest.raises(MgenbError, match=r"lacks 'net\.conv2\.bias'"):
+        craft(lenet, images, labels, FGSM(0.1), state=lacking)
+
+
+def test_it_takes_gradients_where_they_are_switched_off(lenet, seen):
+    images, labels, _ = seen
+    for attack in ATTACKS:
+        expected = craft(lenet, images, labels, attack)
+        with torch.no_grad():
+            assert craft(lenet, images, labels, attack).equal(expected)
+        with torch.inference_mode():
+            floats, state = images.float() / 255, {k: v.clone() for k, v in lenet.state_dict().items()}
+            assert craft(lenet, floats, labels, attack, state=state).equal(expected)
+        assert craft(lenet, floats, labels, attack, state=state).equal(expected)
+
+
+def test_zero_gradients_tells_of_a_gradient_that_vanishes(lenet, seen):
+    images, labels, _ = seen
+    x = (images.float() / 255).requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(lenet(x), labels), x)
+    found = attacks.zero_gradients(lenet, images, labels)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, (gradient == 0).flatten(1).double().mean(1), rtol=0, atol=0.01)
+    assert found.max() < 1
+    saturated = attacks.zero_gradients(lenet, images, labels, scaled(lenet, 1e4))
+    assert saturated.eq(1).double().mean() > 0.9
+    with torch.inference_mode():
+        assert attacks.zero_gradients(lenet, images, labels).equal(found)
+
+
+def test_right_under_an_attack_on_itself_and_on_another(lenet, small):
+    split = small.val.take(40, 0)
+    clean = population.correct(lenet, split)
+    other = scaled(lenet, 1.0)
+    other["net.conv2.weight"] = other["net.conv2.weight"].flip(0)
+    of_other = functools.partial(attacks.right_under, attack=FGSM(0.1), crafted_on=(lenet, other))
+    itself = attacks.right_under(lenet, split, None, FGSM(0.1))
+    images = craft(lenet, split.images, split.labels, FGSM(0.1))
+    assert itself.equal(population.correct(lenet, dataclasses.replace(split, images=images)))
+    assert itself.sum() < of_other(lenet, split, None).sum() <= clean.sum()
+    assert attacks.right_under(lenet, split, None, FGSM(0.1), crafted_on=(lenet, None)).equal(itself)
+    assert attacks.right_under(lenet, split, other, FGSM(0.0)).equal(population.correct(lenet, split, other))
+
+
+def test_the_two_readings_of_the_papers_eps():
+    assert attacks.read_eps(2.0, "eps") == 2.0
+    assert attacks.read_eps(2.0, "eps/255") == 2 / 255
+    with pytest.raises(MgenbError, match="unknown reading of eps 'eps/256'; did you mean 'eps/255'"):
+        attacks.read_eps(1.0, "eps/256")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FGSM(-0.1), "eps of FGSM is -0.1; right is a number of at least 0"),
+        (lambda: FGSM(float("nan")), "eps of FGSM is nan"),
+        (lambda: FGSM("0.1"), "eps of FGSM is '0.1'"),
+        (lambda: PGD(0.1, steps=0), "steps of PGD is 0; right is a whole number of at least 1"),
+        (lambda: PGD(0.1, steps=2.5), "steps of PGD is 2.5"),
+        (lambda: PGD(0.1, step=float("inf")), "step of PGD is inf"),
+        (lambda: CW(-1.0), "kappa of CW is -1.0"),
+        (lambda: CW(searches=True), "searches of CW is True"),
+        (lambda: CW(rate=0.0), "rate of CW is 0.0"),
+        (lambda: CW(first_c=-1.0), "first_c of CW is -1.0"),
+    ],
+)
+def test_an_attack_of_wrong_numbers_is_refused(make, message):
+    with pytest.raises(MgenbError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": torch.full((2, 1, 28, 28), 1.5)}, "images run from 1.5 to 1.5; right is uint8, or floats in"),
+        ({"images": torch.full((2, 1, 28, 28), -0.1)}, "images run from -0.1 to -0.1"),
+        ({"images": torch.full((2, 1, 28, 28), float("nan"))}, "images run from nan to nan"),
+        ({"images": torch.zeros(2, 1, 28, 28).long()}, r"images are torch\.int64"),
+        ({"images": torch.zeros(1, 28, 28)}, r"images have shape \(1, 28, 28\)"),
+        ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0).long()}, "n at least 1"),
+        (
+            {"labels": torch.tensor([1, 2, 3])},
+            r"labels are torch\.int64 \[3\]; right is one whole number for each of 2",
+        ),
+        ({"labels": torch.tensor([1.0, 2.0])}, r"labels are torch\.float32"),
+        ({"labels": torch.tensor([1, 10])}, "labels run from 1 to 10; right is 0 to 9"),
+        ({"labels": torch.tensor([-1, 1])}, "labels run from -1 to 1"),
+        ({"targets": torch.tensor([3])}, r"targets are torch\.int64 \[1\]"),
+        ({"targets": torch.tensor([3, 11])}, "targets run from 3 to 11"),
+        ({"targets": torch.tensor([3, 2])}, "target 1 is the label of that image; right is another class"),
+    ],
+)
+@pytest.mark.parametrize("attack", [FGSM(0.1), QUICK])
+def test_what_cannot_be_attacked_is_refused(lenet, attack, given, message):
+    fine = {"images": torch.zeros(2, 1, 28, 28), "labels": torch.tensor([1, 2])}
+    with pytest.raises(MgenbError, match=message):
+        craft(lenet, attack=attack, **{**fine, **given})
+
+
+def test_a_network_that_gives_no_gradient_is_refused(lenet):
+    images, labels = torch.zeros(2, 1, 28, 28), torch.tensor([1, 2])
+
+    class Detached(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    broken = {**population.state_of(lenet), "net.conv3.bias": torch.full((120,), float("nan"))}
+    for function in (functools.partial(craft, attack=FGSM(0.1)), attacks.zero_gradients):
+        with pytest.raises(MgenbError, match="logits have no gradient by its input"):
+            function(Detached(nn.Flatten(), nn.Linear(784, 10)), images, labels)
+        with pytest.raises(MgenbError, match="has no parameters"):
+            function(nn.Flatten(), images, labels)
+        with pytest.raises(MgenbError, match=r"'net\.conv3\.bias' of the network holds NaN or infinite values"):
+            function(lenet, images, labels, state=broken)
