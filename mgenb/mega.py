@@ -206,6 +206,23 @@ def _learned(state: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name, tensor in state.items() if tensor.is_floating_point() and not name.startswith(NORMALISE)]
 
 
+def layers(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the layers that hold something learned, in order; a BatchNorm is a layer of its own."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in _learned(state)))
+
+
+def between(
+    first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], alpha: float | Mapping[str, float]
+) -> State:
+    """Return alpha * first + (1 - alpha) * second, alpha in [0, 1] for all layers or for each; exact at both ends.
+
+    Counters, and how images are scaled, are the first network's.
+    """
+    share = alpha if isinstance(alpha, Mapping) else dict.fromkeys(layers(first), alpha)
+    mixed = {n: torch.lerp(second[n], first[n], share[n.rpartition(".")[0]]) for n in _learned(first)}
+    return {**first, **mixed}
+
+
 def _is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var"))
 

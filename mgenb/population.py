@@ -41,18 +41,22 @@ def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
-@torch.inference_mode()
 def predict(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
-    """Return the predicted class of each image, int64 [n], on the CPU.
+    """Return the predicted class of each image, int64 [n], on the CPU; -1 where the logits are NaN. See `logits`."""
+    return classes_of(logits(net, split, state))
+
+
+@torch.inference_mode()
+def logits(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
+    """Return the logits of each image, float32 [n, classes], on the CPU.
 
     With `state` the network computes as if it held those tensors; its own stay as they are.
     The network runs in eval mode and leaves in the mode in which it came. Raises MgenbError when `state`
-    lacks a tensor of the network, or has another shape. A network whose logits are NaN predicts class -1.
+    lacks a tensor of the network, or has another shape.
     """
     tensors = _tensors(net, state)
     with evaluating(net):
-        parts = [classes_of(_logits(net, tensors, images)) for images, _ in batches(split)]
-    return torch.cat(parts).cpu()
+        return torch.cat([_logits(net, tensors, images).cpu() for images, _ in batches(split)])
 
 
 def correct(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
@@ -200,8 +204,8 @@ def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tenso
 def _count_one(net: nn.Module, split: Split, state: State, fewest: int | None) -> Count:
     tensors = _tensors(net, state)
     with evaluating(net):
-        logits = (_logits(net, tensors, images) for images, _ in batches(split))
-        return tally(logits, (labels for _, labels in batches(split)), len(split), fewest)
+        parts = (_logits(net, tensors, images) for images, _ in batches(split))
+        return tally(parts, (labels for _, labels in batches(split)), len(split), fewest)
 
 
 def tally(

@@ -1,0 +1,112 @@
+"""Rivals of MeGA: what each returns, that it keeps to its budget, and that no test image is seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from mgenb import align, mega, merging, population, training
+from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.merging import METHODS, Task
+
+BUDGET, SIZE = 24, 6
+
+
+@pytest.fixture(scope="module")
+def task(lenet, small):
+    other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+    states = population.state_of(lenet), population.state_of(other)
+    return Task(lenet, *states, small.train, small.val, BUDGET, 0, SIZE)
+
+
+@pytest.fixture(scope="module")
+def results(task):
+    return {name: method(task) for name, method in METHODS.items()}
+
+
+def same(a, b):
+    return all(a[name].equal(b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_tells_its_fitness_and_keeps_to_the_budget(name, results, task):
+    found = results[name]
+    assert 1 <= found.evaluations <= BUDGET
+    right = merging.correct(task.net, task.val, found.states)
+    assert right.double().mean().item() == pytest.approx(found.fitness)
+    again = METHODS[name](task)
+    assert all(same(a, b) for a, b in zip(again.states, found.states, strict=True))
+
+
+def test_searches_spend_what_they_are_given(results):
+    assert results["line"].evaluations == results["random"].evaluations == BUDGET
+    for name in ("mega-paper", "mega-code", "mega-fixed", "mega-elementwise", "mega-rebasin", "cma", "mega-alone"):
+        assert results[name].evaluations > BUDGET - 2 * SIZE
+
+
+def test_nothing_that_holds_both_ends_is_worse_than_the_better_parent(results):
+    for name in ("line", "soup", "mega-fixed"):
+        assert results[name].fitness >= results["parent"].fitness
+
+
+def test_parent_average_and_soup(results, task):
+    accuracies = [population.accuracy(task.net, task.val, one) for one in (task.first, task.second)]
+    better = (task.first, task.second)[int(np.argmax(accuracies))]
+    assert same(results["parent"].states[0], better)
+    middle = results["average"].states[0]["net.fc1.weight"]
+    assert torch.allclose(middle, (task.first["net.fc1.weight"] + task.second["net.fc1.weight"]) / 2, atol=1e-7)
+    best = max(results["parent"].fitness, results["average"].fitness)
+    assert results["soup"].fitness == best
+
+
+def test_the_ensemble_votes_by_mean_logits(results, task):
+    logits = [population.logits(task.net, task.val, one) for one in (task.first, task.second)]
+    right = (logits[0] + logits[1]).argmax(1) == task.val.labels
+    assert results["ensemble"].fitness == pytest.approx(right.double().mean().item())
+    assert len(results["ensemble"].states) == 2
+
+
+def test_rebasin_is_the_average_with_the_aligned_second(results, task):
+    other = align.aligned(task.net, task.first, task.second, 0)
+    assert same(results["rebasin"].states[0], mega.between(task.first, other, 0.5))
+    assert results["rebasin"].fitness > results["average"].fitness
+
+
+def test_alone_never_leaves_its_parent_but_by_mutation(results, task):
+    better = results["parent"].states[0]
+    changed = [(results["mega-alone"].states[0][n] != better[n]).double().mean().item() for n in better if "net" in n]
+    assert max(changed) < 0.5  # 2 % of the weights a generation, and a few generations
+
+
+def test_merging_a_network_with_itself_returns_it(task):
+    twins = Task(task.net, task.first, task.first, task.train, task.val, BUDGET, 0, SIZE)
+    for name in ("parent", "average", "line", "random", "soup", "cma", "rebasin"):
+        assert all(tensor.allclose(task.first[n]) for n, tensor in METHODS[name](twins).states[0].items())
+
+
+def test_cma_leaves_the_global_random_state_alone(task):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    merging.cma_es(task)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+def test_fresh_statistics_are_those_of_the_training_images(small):
+    nets = [training.fresh("resnet8", small, seed) for seed in (0, 1)]
+    states = [population.state_of(net) for net in nets]
+    with_norms = Task(nets[0], *states, small.train.take(64, 0), small.val.take(20, 0), 8, 0, 4)
+    found = METHODS["average-bn"](with_norms).states[0]
+    wanted = align.recalibrate(nets[0], mega.between(*states, 0.5), with_norms.train)
+    assert same(found, wanted)
+    assert METHODS["line-bn"](with_norms).evaluations == 8
+
+
+def test_the_test_split_and_what_does_not_match_are_refused(task, small):
+    test = small.test.unseal("test")
+    with pytest.raises(SealedSplitError):
+        Task(task.net, task.first, task.second, task.train, test, BUDGET, 0, SIZE)
+    with pytest.raises(SealedSplitError):
+        Task(task.net, task.first, task.second, test, task.val, BUDGET, 0, SIZE)
+    fewer = {name: tensor for name, tensor in task.second.items() if name != "net.fc2.bias"}
+    with pytest.raises(MgenbError, match=r"lacks 'net.fc2.bias'"):
+        Task(task.net, task.first, fewer, task.train, task.val, BUDGET, 0, SIZE)
+    with pytest.raises(MgenbError, match="budget is 7; right is at least two generations of 4"):
+        Task(task.net, task.first, task.second, task.train, task.val, 7, 0, 4)
