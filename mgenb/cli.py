@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgenb import pool_cli
+from mgenb import merge_cli, pool_cli
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(pool_cli.app, name="pool")
+app.command()(merge_cli.merge)
 
 Profile = Annotated[str, typer.Option(help="Defaults to run with: quick, cpu or paper.")]
 Numbers = Annotated[

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mgenb import align, mega, population
@@ -54,11 +56,17 @@ class Found:
     """What a method ended with: one state_dict, or several that vote by their mean logits (an ensemble).
 
     fitness: accuracy on validation images, in [0, 1]. evaluations: how many networks were evaluated there.
+    aligned: the second network as it was aligned to the first, where it was.
     """
 
     states: tuple[State, ...]
     fitness: float
     evaluations: int
+    aligned: State | None = None
+
+    def provenance(self, task: Task) -> mega.Provenance:
+        """Return where the merged network lies between the two; the second as it was merged, aligned or not."""
+        return mega.provenance(self.states[0], task.first, self.aligned or task.second)
 
 
 Method = Callable[[Task], Found]
@@ -68,6 +76,44 @@ def correct(net: nn.Module, split: Split, states: tuple[State, ...]) -> torch.Te
     """Return which images a found network, or ensemble, has right, bool [n]; a measure for `run.final_test`."""
     votes = torch.stack([population.logits(net, split, state) for state in states]).mean(0)
     return population.classes_of(votes) == split.labels.cpu()
+
+
+def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
+    """Return the state_dicts in two safetensors or torch files, checked against `net` from `nets.build`, on its device.
+
+    Keys may also be those of the bare architecture, without `net.` and how images are scaled: then scaling is that of
+    the other file, or `net`'s own. Raises MgenbError for a file that cannot be read, and names the key or shape that
+    does not fit.
+    """
+    found, own = [_read(file) for file in files], net.state_dict()
+    scaling = {name: tensor for name, tensor in own.items() if name.startswith(mega.NORMALISE)}
+    for state in found:
+        scaling |= {name: state[name] for name in scaling if name in state}
+    first, second = (_fitted(file, state, own, scaling) for file, state in zip(files, found, strict=True))
+    return first, second
+
+
+def _read(file: Path) -> State:
+    try:
+        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        return {str(name): tensor.detach() for name, tensor in found.items()}
+    except Exception as error:  # whatever a damaged zip, pickle or header raises
+        what = "right is safetensors, or what torch.save wrote of a state_dict"
+        raise MgenbError(f"{file} holds no state_dict that can be read; {what}") from error
+
+
+def _fitted(file: Path, found: State, own: State, scaling: State) -> State:
+    if not any(name.startswith(("net.", mega.NORMALISE)) for name in found):
+        found = {**scaling, **{f"net.{name}": tensor for name, tensor in found.items()}}
+    for name in [*own, *found]:
+        if name not in found:
+            raise MgenbError(f"{file} lacks {name!r}, which the architecture has")
+        if name not in own:
+            raise MgenbError(f"{file} has {name!r}, which the architecture lacks")
+        if found[name].shape != own[name].shape:
+            shapes = f"{tuple(found[name].shape)}; right is {tuple(own[name].shape)}"
+            raise MgenbError(f"{name!r} of {file} has shape {shapes} for this architecture and these classes")
+    return {name: found[name].to(tensor) for name, tensor in own.items()}
 
 
 class _Judge:
@@ -195,7 +241,8 @@ def recalibrated(method: Method, task: Task) -> Found:
 
 def rebasin(method: Method, task: Task) -> Found:
     """The method on aligned networks: the units of the second in the order that fits the first (Git Re-Basin)."""
-    return method(replace(task, second=align.aligned(task.net, task.first, task.second, task.seed)))
+    second = align.aligned(task.net, task.first, task.second, task.seed)
+    return replace(method(replace(task, second=second)), aligned=second)
 
 
 METHODS: dict[str, Method] = {
@@ -212,6 +259,7 @@ METHODS: dict[str, Method] = {
     "rebasin": partial(rebasin, average),
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
     "mega-alone": alone,
-    **{f"mega-{name}": partial(genetic, variant=name) for name in mega.VARIANTS},
+    "mega": genetic,
+    **{f"mega-{name}": partial(genetic, variant=name) for name in mega.VARIANTS if name != "paper"},
     "mega-rebasin": partial(rebasin, partial(genetic, variant="fixed", statistics="recomputed")),
 }

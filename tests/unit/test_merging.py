@@ -39,7 +39,7 @@ def test_a_method_tells_its_fitness_and_keeps_to_the_budget(name, results, task)
 
 def test_searches_spend_what_they_are_given(results):
     assert results["line"].evaluations == results["random"].evaluations == BUDGET
-    for name in ("mega-paper", "mega-code", "mega-fixed", "mega-elementwise", "mega-rebasin", "cma", "mega-alone"):
+    for name in ("mega", "mega-code", "mega-fixed", "mega-elementwise", "mega-rebasin", "cma", "mega-alone"):
         assert results[name].evaluations > BUDGET - 2 * SIZE
 
 
