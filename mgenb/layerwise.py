@@ -6,6 +6,7 @@ A try exchanges one layer. What the network computes before that layer is the sa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,25 @@ def replay(
     """Return the state_dict that `search` ended with, from its recipe, without evaluating anything."""
     made = {name: layers(base[name], settings)(derive(seed, name, attempt)) for name, attempt in recipe.items()}
     return {**base, **made}
+
+
+def models(
+    net: nn.Module,
+    split: Split,
+    settings: Settings,
+    seeds: Sequence[int],
+    *,
+    layers: Layers = layer_generator,
+    tries: int = 100,
+) -> list[Callable[[], State]]:
+    """Return what makes each model that Algorithm 1 ends with, one a seed: only its recipe is held.
+
+    Searched here, with the images of `split`. Each can be called often and gives the same state_dict.
+    """
+    base, fitness = population.state_of(net), cached(net, split)
+    recipes = [search(base, settings, seed, fitness, layers=layers, tries=tries).recipe for seed in seeds]
+    made = zip(seeds, recipes, strict=True)
+    return [partial(replay, base, settings, seed, recipe, layers) for seed, recipe in made]
 
 
 def plain(net: nn.Module, split: Split) -> Fitness:

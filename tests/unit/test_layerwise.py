@@ -204,6 +204,23 @@ def test_layers_can_be_tried_in_turn():
         assert quickly(state[name], None) == plainly(state[name], None)
 
 
+@pytest.mark.parametrize("layers", [mge.layer_generator, mge.layer_noise])
+def test_models_make_the_states_of_their_searches_as_often_as_they_are_asked(layers):
+    net, images = settled("lenet", 20)
+    base, settings = population.state_of(net), mge.Settings(z=2.0)
+    made = layerwise.models(net, images, settings, [3, 4], layers=layers, tries=2)
+    with torch.no_grad():
+        net.get_parameter("net.conv1.weight").zero_()  # what is trained on later does not change them
+    twin, _ = settled("lenet", 20)
+    for seed, make in zip([3, 4], made, strict=True):
+        fitness = layerwise.plain(twin, images)
+        found = layerwise.search(base, settings, seed, fitness, layers=layers, tries=2)
+        assert found.recipe
+        assert same(make(), found.state)
+        assert same(make(), found.state)
+    assert not same(made[0](), made[1]())
+
+
 class Awkward(nn.Module):
     """A network that changes in place, after its second layer, what that layer read, and drops out by its mode."""
 
