@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog
 
 if TYPE_CHECKING:
-    from mgenb.claims import Claim, Verdict
+    import pandas as pd
 
 app = typer.Typer(
     help="Two papers that make networks without training, re-examined claim by claim. Start: mgenb run all",
@@ -151,59 +151,32 @@ def claims(
 ) -> None:
     """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""
     from mgenb import claims as registry
+    from mgenb.lab import scoreboard
 
-    known = registry.load(paper)
     records = catalog.committed_records()
-    verdicts = _best({claim.id for claim in known}, records)
+    frame = scoreboard.table(records, paper)
     if markdown:
-        _print_markdown(known, verdicts)
+        print(scoreboard.markdown(frame))
     else:
-        _print_claims(known, verdicts)
+        _print_claims(frame)
     if audit:
         print("\n".join(["", *(registry.audit(records) or ["nothing to question: no records"])]))
 
 
-def _best(known: set[str], records: Sequence[dict[str, Any]]) -> dict[str, "Verdict"]:
-    """Return each claim's verdict of the best evidence; `known` leaves out ids that the registry dropped."""
-    from mgenb.claims import Verdict, best
-
-    found: dict[str, list[Verdict]] = {}
-    for record in records:
-        for row in record["result"]["claims"]:
-            if row["id"] in known:
-                found.setdefault(row["id"], []).append(Verdict.from_json(row))
-    return {name: best(verdicts) for name, verdicts in found.items()}
-
-
-def _print_claims(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:
+def _print_claims(frame: "pd.DataFrame") -> None:
     rows = [("claim", "where", "kind", "paper value", "verdict")]
-    for claim in known:
-        verdict = verdicts.get(claim.id)
-        told = verdict.told if verdict else "not tested yet"
-        rows.append((claim.id, _where(claim), claim.kind, claim.printed_value, told))
+    for name, told in frame.iterrows():
+        where = f"{told['where']} (inferred)" if told["says"].startswith("inferred") else told["where"]
+        rows.append((str(name), where, told["kind"], told["paper value"], told["told"]))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
-    kinds = Counter(verdicts[claim.id].verdict if claim.id in verdicts else "not tested yet" for claim in known)
-    controls = sum(claim.control for claim in known)
+    kinds = Counter(one.split(" [")[0] for one in frame["told"])
+    controls = int((frame["says"] == "our control").sum())
     print(
-        f"{len(known)} claims, {controls} of them our own controls: "
+        f"{len(frame)} claims, {controls} of them our own controls: "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     )
-
-
-def _where(claim: "Claim") -> str:
-    return f"{claim.where} (inferred)" if claim.origin.startswith("inferred") else claim.where
-
-
-def _print_markdown(known: Sequence["Claim"], verdicts: dict[str, "Verdict"]) -> None:
-    from mgenb.claims import NOT_TESTED
-
-    print("| claim | where | the paper says | verdict |\n|---|---|---|---|")
-    for claim in known:
-        verdict = verdicts.get(claim.id)
-        if verdict and verdict.verdict != NOT_TESTED:
-            print(f"| `{claim.id}` | {claim.where} | {claim.statement} | {verdict.told} |")
 
 
 @app.command()

@@ -199,7 +199,7 @@ def record(verdict: str, profile: str) -> dict:
     scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet"}
     numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": ""}
     row = {"id": "mge.fig7.mask_beats_random", "verdict": verdict, "scale": scale, **numbers}
-    context = {"finished": "2026-01-02T03:04:05+00:00"}
+    context = {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "cores": 2}
     return {"stem": STEM, "profile": profile, "result": {"claims": [row]}, "figures": [], "context": context}
 
 
@@ -236,7 +236,8 @@ def test_claims_shows_the_verdict_of_the_best_evidence(call):
 def test_claims_in_markdown_holds_only_what_has_a_verdict(call):
     out = call("claims", "--markdown")[1]
     assert len(out.splitlines()) == 3
-    assert "| contradicted [cpu] |" in out
+    assert "| contradicted | " in out
+    assert "[cpu]" in out
 
 
 def test_a_damaged_record_is_one_sentence(project, call):

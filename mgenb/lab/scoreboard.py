@@ -1,0 +1,109 @@
+"""Every claim of both papers beside its best evidence, from the committed records alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mgenb import claims
+from mgenb.claims import NOT_TESTED, Claim, Verdict
+from mgenb.lab import catalog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ORDER = ("reproduced", "contradicted", "inconclusive", NOT_TESTED)
+NO_RECORD = "nothing was run"
+Record = Mapping[str, Any]
+
+
+def best_verdicts(records: Iterable[Record]) -> dict[str, tuple[Verdict, Record]]:
+    """Return claim id -> its verdict of the best evidence, and the record that holds it.
+
+    Claims that the registry has dropped are left out.
+    """
+    known = {claim.id for claim in claims.load()}
+    found: dict[str, list[tuple[Verdict, Record]]] = {}
+    for record in records:
+        for row in record["result"]["claims"]:
+            if row["id"] in known:
+                found.setdefault(row["id"], []).append((Verdict.from_json(row), record))
+    chosen = {name: claims.best([verdict for verdict, _ in pairs]) for name, pairs in found.items()}
+    return {name: next(pair for pair in found[name] if pair[0] is verdict) for name, verdict in chosen.items()}
+
+
+def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
+    """Return a row for each claim of `paper` ("mge", "mega"; None: both), settings too, by id."""
+    verdicts = best_verdicts(records)
+    rows = [_row(claim, *verdicts.get(claim.id, (None, None))) for claim in claims.load(paper)]
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
+    row = {"claim": claim.id, "paper": claim.paper, "where": claim.where, "says": claim.origin, "kind": claim.kind}
+    row |= {"statement": claim.statement, "paper value": claim.printed_value, "measured": "", "n": ""}
+    verdict_of = {"verdict": NOT_TESTED, "scale": "", "why": NO_RECORD, "hardware": "", "notebook": claim.notebook}
+    if verdict is None or record is None:
+        return row | verdict_of | {"told": "not tested yet"}
+    row["told"] = verdict.told
+    if verdict.estimate is not None:
+        ends = (f"{end:.2f}" if end is not None else "?" for end in (verdict.low, verdict.high))
+        row |= {
+            "measured": f"{verdict.estimate:.2f} [{', '.join(ends)}] {claim.unit}",
+            "n": f"{verdict.n} {verdict.unit}",
+        }
+    if verdict.verdict == NOT_TESTED:
+        return row | verdict_of | {"why": verdict.reason}
+    scale, context = verdict.scale, record["context"]
+    where = f"{scale.arch} on {scale.dataset} [{scale}]"
+    machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
+    return row | {**verdict_of, "verdict": verdict.verdict, "scale": where, "why": verdict.reason, "hardware": machine}
+
+
+def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return how many claims of each verdict there are, a row for each value of the column `by`; settings left out."""
+    judged = frame[frame["kind"] != "setting"]
+    found = pd.crosstab(judged[by], judged["verdict"])
+    return found.reindex(columns=list(ORDER), fill_value=0).rename_axis(columns=None)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return the claims that have a verdict as a table in Markdown, with links from the project's root."""
+    lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
+    for row in frame[frame["verdict"] != NOT_TESTED].sort_values("notebook", kind="stable").to_dict("records"):
+        link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
+        told = f"{row['statement']} ({row['where']})"
+        lines.append(f"| {row['verdict']} | {told} | {row['measured']} | {row['scale']} | {link} |")
+    return "\n".join(lines)
+
+
+def chart(frame: pd.DataFrame) -> "Figure":
+    """Return the one-figure summary: claims of each notebook by verdict; comparisons left, printed numbers right."""
+    import matplotlib.pyplot as plt  # slow to load, as is what follows
+
+    from mgenb.lab import figures
+
+    sides = {
+        "sentences and comparisons": frame["kind"] != "value",
+        "printed numbers and curves": frame["kind"] == "value",
+    }
+    stems = sorted(set(frame[frame["kind"] != "setting"]["notebook"]))
+    reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
+    for ax, (title, chosen) in zip(axes, sides.items(), strict=True):
+        found = counts(frame[chosen], "notebook").reindex(stems, fill_value=0)
+        left = pd.Series(0, index=stems)
+        for verdict in ORDER:
+            hatch = "///" if verdict == NOT_TESTED else None
+            style = {"color": figures.colour(verdict), "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
+            bars = ax.barh(range(len(stems)), found[verdict], left=left, label=verdict, **style)
+            for text in ax.bar_label(bars, [n or "" for n in found[verdict]], label_type="center", fontsize=7):
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8} if text.get_text() else None)
+            left += found[verdict]
+        ax.set(title=title, xlabel="claims")
+        ax.grid(visible=False, axis="y")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_yticks(range(len(stems)), [f"{stem[:2]}  {reproduces.get(stem, 'no notebook yet')}" for stem in stems])
+    axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return fig
