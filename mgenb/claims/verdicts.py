@@ -185,9 +185,9 @@ def best(verdicts: Iterable[Verdict]) -> Verdict:
 def audit(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a sceptic would ask about the records, one line each.
 
-    Lists margins that differ from today's registry, uses of the test split, and claims whose verdict flips
-    between readings of an ambiguous method or between records of one profile. A record has "stem", "profile"
-    and "result" with "registry", "claims" (Verdict.to_json), "margins", "readings" and "test_uses".
+    Lists margins that differ from today's registry, uses of the test split, selection on it (leaks), and claims
+    whose verdict flips between readings of an ambiguous method or between records of one profile. A record has
+    "stem", "profile" and "result" with "registry", "claims" (Verdict.to_json), "margins", "readings", "test_uses".
     """
     lines: list[str] = []
     for record in records:
@@ -229,6 +229,7 @@ def _changes(label: str, result: Mapping[str, Any]) -> list[str]:
         lines.append(f"{label}: made with another registry (its own margins have not changed)")
     if uses := len(result.get("test_uses", [])):
         lines.append(f"{label}: the test split was used {uses} time{'s' if uses > 1 else ''}")
+    lines += [f"{label}: LEAK, test images were used for selection: {one['reason']}" for one in result.get("leaks", [])]
     return lines
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import mgenb
-from mgenb import claims, frequency, lab, mge, stats
+from mgenb import claims, frequency, lab, mge, population, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
@@ -275,6 +275,35 @@ def test_another_measure_sees_the_test_images_and_is_counted(out):
     assert record["result"]["test_uses"] == [{"dataset": "mnist", "models": 1}]
 
 
+def test_a_leak_is_told_recorded_and_asked_about(out, capsys):
+    run = start(**TINY)
+    dataset = run.load()
+    net = run.bases(dataset)[0]
+    leaked = run.leak(dataset, "as the author's code")
+    assert "LEAK: test images of mnist are used for selection: as the author's code" in capsys.readouterr().out
+    assert population.accuracy_on(net, leaked)([net.state_dict()])[0] <= 1  # selection takes it
+    assert len(dataset.test.uses) == 1
+    run.finish()
+    record = json.loads((out / f"{STEM}.json").read_text())
+    assert record["result"]["leaks"] == [{"dataset": "mnist", "reason": "as the author's code"}]
+    assert any("LEAK, test images were used for selection" in line for line in claims.audit([record]))
+
+
+def test_checkpoints_are_kept_until_the_end_and_belong_to_one_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
+    assert start(**TINY).checkpoint("evolution") is None  # quick
+    run, other = (lab.start(STEM, profile="cpu", seed=seed, device="cpu") for seed in (0, 1))
+    file = run.checkpoint("evolution")
+    assert file == lab.start(STEM, profile="cpu", seed=0, device="cpu").checkpoint("evolution")
+    assert file != other.checkpoint("evolution") != run.checkpoint("another")
+    file.parent.mkdir(parents=True)
+    file.write_text("far")
+    other.finish()
+    assert file.exists()
+    run.finish()
+    assert not file.exists()
+
+
 def test_generating_candidates_needs_no_look_at_the_test_split(capsys):
     run = start(**TINY)
     dataset = run.load()
@@ -348,3 +377,18 @@ def test_a_table_of_untested_cells_shares_one_line_and_one_row(capsys):
     run.bases(run.load(run.pairs()[0]), run.pairs()[0])
     run.verdicts()
     assert "mge.table2.* (32 claims)" in run.claims_table().index
+
+
+def test_finished_networks_are_what_the_floor_sees(capsys):
+    run = several("mnist:lenet:mge-adam:1:300:15")
+    pair = run.pairs()[0]
+
+    def finish(net):
+        with torch.no_grad():
+            net.get_parameter("net.fc2.bias")[3] = 1e6
+
+    dataset = run.load(pair)
+    nets = run.bases(dataset, pair, finish=finish)
+    assert all((population.predict(net, dataset.val) == 3).all() for net in nets)
+    assert not run.fit(pair)
+    assert max(run._result["bases"][-1]["val_accuracy"]) < 20
