@@ -120,12 +120,12 @@ def _enough_classes(found: int, what: str, episodes: Episodes) -> None:
         raise MgenbError(f"{found} {what} classes do not do for {episodes.ways} ways; right is at most {found} ways")
 
 
-def check(split: ClassSplit, episodes: Episodes) -> None:
-    """Raise MgenbError where `episodes` cannot be drawn, for selection or of the novel classes, before training."""
-    _enough_classes(len(split.novel), "novel", episodes)
+def check(split: ClassSplit, select: Episodes, novel: Episodes) -> None:
+    """Raise MgenbError where episodes cannot be drawn, of the selection or of novel classes: before training."""
+    _enough_classes(len(split.novel), "novel", novel)
     for name, images in zip(split.novel, split.data.test.counts(), strict=True):
-        _enough(name, np.ones(images, dtype=np.int64), episodes)
-    _members(split.selection, episodes, dict(enumerate(split.val or split.base)))
+        _enough(name, np.ones(images, dtype=np.int64), novel)
+    _members(split.selection, select, dict(enumerate(split.val or split.base)))
 
 
 def features(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
@@ -237,9 +237,7 @@ def fine_tune(
     Every episode starts from the same weights, `state` or the network's own, with a new linear layer of `ways`
     classes, drawn by `seed` for that episode: the same for all networks that are compared. `net` stays as it is.
     """
-    scratch, ways = population.quick_copy(net), drawn.classes.shape[1]
-    if state is not None:
-        scratch.load_state_dict(dict(state))
+    scratch, ways = population.quick_copy(net, state), drawn.classes.shape[1]
     name = head_of(scratch)
     head = nn.Linear(scratch.get_parameter(f"{name}.weight").shape[1], ways).to(split.images.device)
     scratch.set_submodule(name, head)

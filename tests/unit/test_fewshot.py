@@ -148,7 +148,7 @@ def test_too_few_classes_are_told(signs, counts, message):
 )
 def test_episodes_that_cannot_be_drawn_are_told_before_training(signs, counts, episodes, message):
     with pytest.raises(MgenbError, match=message):
-        fewshot.check(split_classes(signs, **counts), Episodes(**episodes))
+        fewshot.check(split_classes(signs, **counts), Episodes(**episodes), Episodes(**episodes))
 
 
 def picture(number):
@@ -179,9 +179,10 @@ def test_a_folder_with_its_own_val_classes(tmp_path):
     fewer = split_classes(dataset, base=2, val=2, novel=5)
     assert (len(fewer.base), fewer.data.num_classes, len(fewer.val)) == (2, 2, 2)
     assert fewer.selection.labels.unique().tolist() == [0, 1]
-    fewshot.check(split, Episodes(ways=3, shots=2, queries=10))
-    with pytest.raises(MgenbError, match="3 val classes do not do for 4 ways"):
-        fewshot.check(split, Episodes(ways=4, shots=2, queries=10))
+    three, six = (Episodes(ways=ways, shots=2, queries=10) for ways in (3, 6))
+    fewshot.check(split, three, six)
+    with pytest.raises(MgenbError, match="3 val classes do not do for 6 ways"):
+        fewshot.check(split, six, three)
 
 
 def test_a_zip_without_val_holds_classes_of_train_out(tmp_path):
@@ -198,13 +199,13 @@ def test_a_zip_without_val_holds_classes_of_train_out(tmp_path):
 def test_real_signs_and_characters():
     signs = split_classes(data.load("gtsrb", data_dir=str(REAL)), val=10, novel=13)
     assert (len(signs.base), len(signs.val), len(signs.novel)) == (20, 10, 13)
-    fewshot.check(signs, Episodes(shots=5))
+    fewshot.check(signs, Episodes(shots=5), Episodes(shots=5))
     drawn = fewshot.draw(signs.selection, Episodes(shots=5, count=50))
     assert_apart(signs.selection, drawn)
     characters = split_classes(data.load("omniglot", data_dir=str(REAL)), val=30)
     assert (len(characters.base), len(characters.val), len(characters.novel)) == (106, 30, 106)
     assert characters.data.test.counts() == [20] * 106
-    fewshot.check(characters, Episodes(shots=5))
+    fewshot.check(characters, Episodes(shots=5), Episodes(shots=5))
 
 
 # ---------------------------------------------------------------- episodes
