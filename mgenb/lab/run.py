@@ -7,8 +7,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,20 +23,19 @@ from torch import nn
 import mgenb
 from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures
+from mgenb.lab import catalog, figures, telling
 from mgenb.lab.pairs import Pair, parse
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+Place = tuple[str, str]  # dataset and architecture of base networks
 Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
 NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
-UNTRIED = "no evidence in this notebook"
 VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
-FEW = 4  # claims of one table that are still listed one by one where nothing was measured
 AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
 
@@ -84,6 +83,15 @@ def _as_type(name: str, value: Any, wanted: type) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class _Bases:
+    """Base networks as claims see them: their scale, accuracy by chance (%), and why they prove nothing or ""."""
+
+    scale: claims.Scale
+    chance: float
+    unfit: str
+
+
 class Run:
     """One run of a notebook; made by `start`. `s` holds the resolved settings."""
 
@@ -102,10 +110,8 @@ class Run:
         self._estimates: dict[str, stats.Estimate] = {}
         self._differ: dict[str, bool] = {}
         self._blocked: dict[str, str] = {}
-        self._scales: dict[tuple[str, str], claims.Scale] = {}  # (dataset, arch) of base networks, first ones first
-        self._unfit: dict[tuple[str, str], str] = {}
-        self._places_of: dict[str, list[tuple[str, str]]] = {}  # claim -> where its evidence comes from
-        self._chances: dict[tuple[str, str], float] = {}
+        self._made: dict[Place, _Bases] = {}  # first ones first
+        self._places_of: dict[str, list[Place]] = {}  # claim -> where its evidence comes from
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
         self._timed: dict[str, Any] = {}
@@ -182,14 +188,12 @@ class Run:
                 finish(net)
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
         self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine, place = min(accuracies) >= floor, (pair.dataset if pair else dataset.name, arch)
+        fine = min(accuracies) >= floor
         print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
-        self._scales[place] = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-        self._chances[place] = 100 / dataset.num_classes
-        if not fine:
-            self._unfit[place] = (
-                f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
-            )
+        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
+        unfit = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
+        place = pair.dataset if pair else dataset.name, arch
+        self._made[place] = _Bases(scale, 100 / dataset.num_classes, "" if fine else unfit)
         return nets
 
     def _by_hand(self) -> str:
@@ -233,7 +237,7 @@ class Run:
 
     def fit(self, pair: Pair) -> bool:
         """Return whether the base networks of `pair` are above its floor."""
-        return (pair.dataset, pair.arch) not in self._unfit
+        return not self._made[pair.dataset, pair.arch].unfit
 
     def evidence(
         self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pairs: Iterable[Pair] = ()
@@ -263,21 +267,21 @@ class Run:
             claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)), pairs=[pair] if pair else ()
         )
         left = max(_accuracy(look, method) for method in (better, worse))
-        if left < self._chances[self._places(claim_id)[0]] + AT_CHANCE:
+        if left < self._made[self._places(claim_id)[0]].chance + AT_CHANCE:
             self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
 
-    def _places(self, claim_id: str) -> list[tuple[str, str]]:
-        return self._places_of.get(claim_id) or list(self._scales)[:1]
+    def _places(self, claim_id: str) -> list[Place]:
+        return self._places_of.get(claim_id) or list(self._made)[:1]
 
     def _scale_of(self, claim_id: str) -> claims.Scale:
         """Return the scale of a claim's evidence: of several pairs all names, and the data furthest from official."""
-        scales = [self._scales[place] for place in self._places(claim_id)]
+        scales = [self._made[place].scale for place in self._places(claim_id)]
         names = {key: ", ".join(dict.fromkeys(getattr(one, key) for one in scales)) for key in ("dataset", "arch")}
         return replace(max(scales, key=lambda one: VARIANTS.index(one.variant)), **names)
 
     def _unfit_for(self, claim_id: str) -> str:
         """Return why no network behind a claim's evidence is sound; "" where one is."""
-        reasons = [self._unfit.get(place, "") for place in self._places(claim_id)]
+        reasons = [self._made[place].unfit for place in self._places(claim_id)]
         return reasons[0] if all(reasons) and reasons else ""
 
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
@@ -295,49 +299,27 @@ class Run:
 
     def paper_says(self) -> None:
         """Print the claims of this notebook, from the registry; the cells of a table in one line."""
-        for (prefix, kind), group in _groups(self._claims()).items():
-            few = len(group) <= FEW
-            for claim in group if few else group[:1]:
-                told = claim.id if few else f"{prefix}.*, {len(group)} claims, the first of which"
-                print(f"{told} ({claim.where}; {claim.origin}; {kind}, margin {claim.margin:g} {claim.unit})")
-                print(f"    {claim.statement}")
+        print("\n".join(telling.sentences(self._claims())))
 
     def _claims(self) -> list[claims.Claim]:
         return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
 
     def verdicts(self) -> None:
         """Judge the evidence as one family (Holm) and print one token a claim; settings are not judged."""
-        if not self._scales:
+        if not self._made:
             raise MgenbError("no base networks were made: call run.bases before run.verdicts")
         judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
         unfit = {name: reason for name in judged if (reason := self._unfit_for(name))}
-        missing = {name: UNTRIED for name in judged if name not in self._estimates}
+        missing = {name: telling.UNTRIED for name in judged if name not in self._estimates}
         scales = {name: self._scale_of(name) for name in judged}
         self._verdicts = claims.judge(
-            self._estimates, scales, blocked={**missing, **unfit, **self._blocked}, differ=self._differ
+            self._estimates, scales, blocked={**unfit, **missing, **self._blocked}, differ=self._differ
         )
-        untested = _groups([v.claim for v in self._verdicts if v.reason == UNTRIED])
-        for verdict in self._verdicts:
-            group = untested.get(_group_of(verdict.claim), [])
-            if verdict.claim not in group or len(group) <= FEW:
-                print(verdict.token)
-            elif verdict.claim == group[0]:
-                prefix, kind = _group_of(verdict.claim)
-                print(f"{prefix}.* ({len(group)} {kind} claims): {verdict.told}")
+        print("\n".join(telling.tokens(self._verdicts)))
 
     def claims_table(self) -> pd.DataFrame:
         """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
-        judged = {verdict.claim.id: verdict for verdict in self._verdicts}
-        untested = _groups([c for c in self._claims() if c.id not in judged or judged[c.id].reason == UNTRIED])
-        rows = []
-        for claim in self._claims():
-            group = untested.get(_group_of(claim), [])
-            if claim not in group or len(group) <= FEW:
-                rows.append(_row(claim, judged.get(claim.id)))
-            elif claim == group[0]:
-                told = f"{_group_of(claim)[0]}.* ({len(group)} claims)"
-                rows.append({**_row(claim, judged.get(claim.id)), "claim": told, "paper value": ""})
-        return pd.DataFrame(rows).set_index("claim")
+        return telling.table(self._claims(), self._verdicts)
 
     def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
         """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
@@ -347,8 +329,8 @@ class Run:
 
     def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
         """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
-        places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._scales)
-        shown = [self._scales[place] for place in places]
+        places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._made)
+        shown = [self._made[place].scale for place in places]
         text = ", ".join([f"profile {self.profile}", *(f"{s.arch} on {s.dataset} [{s.variant}]" for s in shown)])
         figures.caption(figure, text)
         file = f"{self.notebook.stem}-{name}.png"
@@ -418,34 +400,5 @@ def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
     return np.array(lost)
 
 
-def _group_of(claim: claims.Claim) -> tuple[str, str]:
-    """Return what the cells of one table share: the first two parts of the id, and the kind."""
-    return ".".join(claim.id.split(".")[:2]), claim.kind
-
-
-def _groups(of: Sequence[claims.Claim]) -> dict[tuple[str, str], list[claims.Claim]]:
-    groups: dict[tuple[str, str], list[claims.Claim]] = {}
-    for claim in of:
-        groups.setdefault(_group_of(claim), []).append(claim)
-    return groups
-
-
 def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:
     return 100 * float(np.mean([right.double().mean() for (label, _, _), right in look.items() if label == method]))
-
-
-def _row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, object]:
-    row: dict[str, object] = {"claim": claim.id, "where": claim.where, "says": claim.origin}
-    row["statement"] = claim.statement
-    row["paper value"] = claim.printed_value
-    if verdict is None or verdict.estimate is None:
-        return {
-            **row,
-            "measured": "",
-            "n": "",
-            "verdict": claims.NOT_TESTED,
-            "why": verdict.reason if verdict else "a setting is not judged",
-        }
-    low, high = verdict.low, verdict.high
-    row["measured"] = f"{verdict.estimate:.2f} [{low:.2f}, {high:.2f}] {claim.unit}"
-    return {**row, "n": f"{verdict.n} {verdict.unit}", "verdict": verdict.verdict, "why": verdict.reason}
