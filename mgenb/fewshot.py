@@ -6,7 +6,7 @@ fine-tuning of the whole network on the support images.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,9 +192,7 @@ def over_classes(right: torch.Tensor, drawn: Drawn) -> stats.Estimate:
     return stats.clustered(values, drawn.classes.flatten().tolist(), "classes")
 
 
-def accuracy_of(
-    net: nn.Module, split: Split, episodes: Episodes, distance: str = "euclidean"
-) -> Callable[[Iterable[State]], list[float]]:
+def accuracy_of(net: nn.Module, split: Split, episodes: Episodes, distance: str = "euclidean") -> population.Criterion:
     """Return the criterion few-shot accuracy, in [0, 1]: of each state_dict, on the same episodes of `split`.
 
     A network whose features are not finite has NaN. Raises SealedSplitError for the test split.
@@ -239,7 +237,8 @@ def fine_tune(
     """
     scratch, ways = population.quick_copy(net, state), drawn.classes.shape[1]
     name = head_of(scratch)
-    head = nn.Linear(scratch.get_parameter(f"{name}.weight").shape[1], ways).to(split.images.device)
+    width = scratch.get_parameter(f"{name}.weight").shape[1]
+    head = nn.utils.skip_init(nn.Linear, width, ways, device=split.images.device)  # leaves the global generator alone
     scratch.set_submodule(name, head)
     start = population.state_of(scratch)
     right = []
