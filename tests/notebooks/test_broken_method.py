@@ -56,6 +56,13 @@ from mgenb import evolve
 children = evolve._Breeding.children
 evolve._Breeding.children = lambda self, generation, progress: children(self, 0, progress)
 """,
+    "12_mega_pairs": """
+from mgenb import mega
+shares = mega._Breeding.shares
+def all_from_the_mother(self, count, *names):
+    return (lambda name: 1.0) if names[0] == "beta" else shares(self, count, *names)
+mega._Breeding.shares = all_from_the_mother
+""",
 }
 
 
