@@ -10,7 +10,7 @@ from mgenb.lab.execute import TYPES, parameters_of
 
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
-SPEED = re.compile(r"\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
+SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
     *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),

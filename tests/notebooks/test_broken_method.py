@@ -56,6 +56,10 @@ from mgenb import evolve
 children = evolve._Breeding.children
 evolve._Breeding.children = lambda self, generation, progress: children(self, 0, progress)
 """,
+    "11_mega_fitness": """
+from mgenb import mega
+mega._Breeding.mutate = lambda self, generation, made: None
+""",
     "12_mega_pairs": """
 from mgenb import mega
 shares = mega._Breeding.shares

@@ -123,6 +123,12 @@ def test_skipped_and_ignored_cells_may_differ(tmp_path):
     assert problems(nb, tmp_path) == []
 
 
+def test_the_second_cell_of_a_table_is_no_time(tmp_path):
+    nb = small()
+    printed("mega.fig2.curve.second: not tested [quick, sample]\n")(nb)
+    assert problems(nb, tmp_path) == []
+
+
 def test_images_may_hold_anything(tmp_path):
     nb = small()
     nb.cells[1].outputs.append(nbformat.v4.new_output("display_data", data={"image/png": "abc/tmp/abc="}))
