@@ -31,6 +31,12 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def alone():
+    """`one_thread`, for fixtures whose bits are compared with those that a test makes."""
+    return one_thread
+
+
 @pytest.fixture(autouse=True)
 def _apart(request, monkeypatch, session_cache):
     if request.path.parent.name not in APART:

@@ -33,8 +33,9 @@ def run(base, settings=TINY, seed=0, **options):
 
 
 @pytest.fixture(scope="module")
-def evolved(base):
-    return run(base)
+def evolved(base, alone):
+    with alone():
+        return run(base)
 
 
 def states(base, found):

@@ -12,15 +12,17 @@ BUDGET, SIZE = 24, 6
 
 
 @pytest.fixture(scope="module")
-def task(lenet, small):
-    other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+def task(lenet, small, alone):
+    with alone():
+        other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
     states = population.state_of(lenet), population.state_of(other)
     return Task(lenet, *states, small.train, small.val, BUDGET, 0, SIZE)
 
 
 @pytest.fixture(scope="module")
-def results(task):
-    return {name: method(task) for name, method in METHODS.items()}
+def results(task, alone):
+    with alone():
+        return {name: method(task) for name, method in METHODS.items()}
 
 
 def same(a, b):
