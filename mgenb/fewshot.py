@@ -6,7 +6,8 @@ fine-tuning of the whole network on the support images.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,14 +243,26 @@ def fine_tune(
     scratch.set_submodule(name, head)
     start = population.state_of(scratch)
     right = []
-    for episode, (support, query) in enumerate(zip(drawn.support, drawn.query, strict=True)):
-        scratch.load_state_dict(start)
-        _draw_head(head, torch_generator(seed, "head", episode))
-        _train(scratch, split.images[support.flatten()], ways, settings)
-        with torch.inference_mode():
-            found = population.classes_of(scratch(split.images[query.flatten()]))
-        right.append(found.reshape(query.shape) == torch.arange(ways, device=found.device)[:, None])
+    with _one_thread():
+        for episode, (support, query) in enumerate(zip(drawn.support, drawn.query, strict=True)):
+            scratch.load_state_dict(start)
+            _draw_head(head, torch_generator(seed, "head", episode))
+            _train(scratch, split.images[support.flatten()], ways, settings)
+            with torch.inference_mode():
+                found = population.classes_of(scratch(split.images[query.flatten()]))
+            right.append(found.reshape(query.shape) == torch.arange(ways, device=found.device)[:, None])
     return torch.stack(right).cpu()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Few images are too little work to share: with busy cores two threads were three to seven times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _draw_head(head: nn.Linear, generator: torch.Generator) -> None:
