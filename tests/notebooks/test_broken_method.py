@@ -80,7 +80,8 @@ mega._Breeding.shares = all_from_the_mother
 """,
     "13_mega_hierarchy": """
 from mgenb import hierarchy
-hierarchy.balanced = hierarchy.chain
+chain = hierarchy.chain(8)
+hierarchy.balanced = lambda count: chain
 """,
     "14_scoreboard": """
 from mgenb import claims
