@@ -15,7 +15,7 @@ from mgenb.attacks import CW, FGSM, PGD, craft
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 
-QUICK = CW(searches=3, iterations=40, rate=0.2)
+QUICK = CW(searches=3, iterations=30, rate=0.25)
 SHORT = CW(searches=2, iterations=8, rate=0.4)  # where it need not be good
 ATTACKS = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
 
@@ -110,12 +110,12 @@ def test_targeted_attacks_reach_their_targets(lenet, seen, found):
 def test_cw_agrees_with_foolbox(lenet, seen, targeted):
     images, labels, targets = seen
     x = images.float() / 255
-    attack = CW(searches=4, iterations=60, rate=0.2)
+    attack = CW(searches=4, iterations=40, rate=0.25)
     ours = craft(lenet, images, labels, attack, targets=targets if targeted else None)
     model = foolbox.PyTorchModel(population.quick_copy(lenet), bounds=(0, 1), device="cpu")
     criteria = foolbox.criteria
     goal = criteria.TargetedMisclassification(targets) if targeted else criteria.Misclassification(labels)
-    steps = {"binary_search_steps": 4, "steps": 60, "stepsize": 0.2, "initial_const": 1.0}
+    steps = {"binary_search_steps": 4, "steps": 40, "stepsize": 0.25, "initial_const": 1.0}
     theirs = foolbox.attacks.L2CarliniWagnerAttack(**steps, abort_early=False)(model, x, goal, epsilons=None)[1]
     success, distances = [], []
     for one in (ours, theirs):
