@@ -129,7 +129,8 @@ def cached(net: nn.Module, split: Split) -> Fitness:
         scratch = population.quick_copy(net)  # one for each layer: several may be tried in turn
         scratch.load_state_dict(state)
         part = _Part(scratch, graph=graph)
-        layer = next(i for i, node in enumerate(nodes) if node.target == name.rpartition(".")[0])
+        # the node is the layer, the parameter itself, or (attention) a module that the graph does not look into
+        layer = next(i for i, node in enumerate(nodes) if f"{name}.".startswith(f"{node.target}."))
         before, after = nodes[:layer], [*nodes[layer:], last]
         used = {node for node in (first, *before) if set(node.users) & set(after)}
         starts = [{n: v for n, v in part.run_nodes(before, {first: x}).items() if n in used} for x, _ in batches]

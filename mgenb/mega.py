@@ -299,7 +299,7 @@ class _Breeding:
     def generation(
         self, generation: int, progress: _Progress, fitness: Criterion, recompute: Callable[[State], State] | None
     ) -> _Progress:
-        """Evaluate the population that waits, and make the next one."""
+        """Evaluate the population that waits, and make the next one, if there is to be one."""
         count = len(progress.ancestry)
         states = ({name: progress.waiting[name][i] for name in self.names} for i in range(count))
         found = [float(v) for v in fitness(recompute(self.whole(s)) if recompute else self.whole(s) for s in states)]
@@ -320,7 +320,8 @@ class _Breeding:
             pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
         elite = {name: pool[name][ranked[0], None] for name in self.names}
         row = self.row(generation, progress, new, best)
-        waiting, ancestry = self.children(generation, pool, everyone)
+        last = generation == self.settings.generations + self.settings.evaluate_last - 1
+        waiting, ancestry = ({}, []) if last else self.children(generation, pool, everyone)
         return _Progress([*progress.rows, row], [*progress.individuals, *new], waiting, ancestry, elite, best)
 
     def row(
@@ -387,8 +388,8 @@ def _finite(fitness: float) -> float:
 
 
 def _key(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> str:
-    told = {"settings": {**asdict(settings), "generations": None, "evaluate_last": None}, "seed": seed}
-    return store.key_of({**told, "parents": [store.tensor_hash(one, one) for one in (first, second)]})
+    parents = [store.tensor_hash(one, one) for one in (first, second)]
+    return store.key_of({"settings": asdict(settings), "seed": seed, "parents": parents})
 
 
 def _load(file: Path | None, key: str, first: Mapping[str, torch.Tensor]) -> _Progress | None:

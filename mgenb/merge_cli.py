@@ -1,5 +1,6 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +36,8 @@ def merge(
     """Merge two trained networks, and compare the result with both.
 
     Chosen by validation images; the test images are looked at once, at the end. With --method all every method is
-    run and the best one on validation images is saved.
+    run and the best one on validation images is saved. A genetic algorithm that was interrupted goes on where it was
+    when the same command is given again.
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     import pandas as pd
@@ -56,7 +58,12 @@ def merge(
     net = training.fresh(arch, images, seed)
     states = merging.read_pair((first, second), net)
     task = merging.Task(net, *states, train, images.val, budget, seed, size)
-    found = {name: _timed(merging.METHODS[name], task) for name in names}
+    parents = [store.file_hash(file) for file in (first, second)]
+    key = store.key_of(
+        {"parents": parents, "data": images.describe(), "settings": [arch, budget, size, seed, train_limit]}
+    )
+    kept = {name: store.cache_dir() / "unfinished" / f"merge-{name}-{key}" for name in names}
+    found = {name: _timed(merging.METHODS[name], replace(task, keep=kept[name])) for name in names}
     test = images.test.unseal(f"mgenb merge {method}")
     for file, state in zip((first, second), states, strict=True):
         fitness = merging.correct(net, images.val, (state,)).double().mean().item()
@@ -68,9 +75,10 @@ def merge(
         print("an ensemble is two networks: there is no merged model to save")
         return
     best = max(single, key=lambda name: single[name].fitness)
-    told = {"arch": arch, "dataset": images.name, "method": best, "seed": seed, "budget": budget}
-    told["parents"] = [store.file_hash(file) for file in (first, second)]
+    told = {"arch": arch, "dataset": images.name, "method": best, "seed": seed, "budget": budget, "parents": parents}
     store.save_weights(out, single[best].states[0], told)
+    for file in kept.values():
+        file.unlink(missing_ok=True)
     print(f"{best} is in {out}")
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from mgenb import align, mega, population
 from mgenb.data import Split
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError
 from mgenb.mega import State
 from mgenb.seeds import derive, numpy_generator
 
@@ -28,6 +28,7 @@ class Task:
 
     net: a network of their architecture. train: images on which BatchNorm statistics are computed anew. val: those
     by which is chosen. budget: how many networks may be evaluated on them. size: individuals of MeGA's population.
+    keep: the file that a genetic algorithm writes after each generation, and from which the same one goes on.
     """
 
     net: nn.Module
@@ -38,6 +39,7 @@ class Task:
     budget: int
     seed: int
     size: int = 20
+    keep: Path | None = None
 
     def __post_init__(self) -> None:
         mega.check_match(self.first, self.second)
@@ -211,16 +213,13 @@ def _numpy_random_kept() -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-def genetic(task: Task, variant: str = "paper", statistics: str = "") -> Found:
-    """MeGA by one of `mega.VARIANTS`, with as many generations as the budget allows."""
-    settings = replace(mega.VARIANTS[choose("variant", variant, mega.VARIANTS)], size=task.size)
+def genetic(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Found:
+    """MeGA by some settings, with the task's size and as many generations as the budget allows."""
     generations = (task.budget - task.size) // (task.size - 1)
-    settings = replace(settings, generations=generations + (not settings.evaluate_last))
-    recompute = task.fresh_statistics if statistics == "recomputed" else None
-    if recompute:
-        settings = replace(settings, statistics=statistics)
+    settings = replace(settings, size=task.size, generations=generations + (not settings.evaluate_last))
+    recompute = task.fresh_statistics if settings.statistics == "recomputed" else None
     score = population.accuracy_on(task.net, task.val)
-    merged = mega.merge(task.first, task.second, settings, task.seed, score, recompute=recompute)
+    merged = mega.merge(task.first, task.second, settings, task.seed, score, recompute=recompute, checkpoint=task.keep)
     return Found((merged.state,), merged.fitness, merged.evaluations)
 
 
@@ -245,6 +244,7 @@ def rebasin(method: Method, task: Task) -> Found:
     return replace(method(replace(task, second=second)), aligned=second)
 
 
+_PAPER, _FIXED = mega.VARIANTS["paper"], mega.VARIANTS["fixed"]
 METHODS: dict[str, Method] = {
     "parent": parent,
     "parent-bn": fresh_parent,
@@ -260,6 +260,7 @@ METHODS: dict[str, Method] = {
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
     "mega-alone": alone,
     "mega": genetic,
-    **{f"mega-{name}": partial(genetic, variant=name) for name in mega.VARIANTS if name != "paper"},
-    "mega-rebasin": partial(rebasin, partial(genetic, variant="fixed", statistics="recomputed")),
+    **{f"mega-{name}": partial(genetic, settings=one) for name, one in mega.VARIANTS.items() if one != _PAPER},
+    "mega-small-sigma": partial(genetic, settings=replace(_PAPER, sigma=_PAPER.sigma / 10)),  # the paper has none
+    "mega-rebasin": partial(rebasin, partial(genetic, settings=replace(_FIXED, statistics="recomputed"))),
 }

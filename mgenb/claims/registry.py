@@ -30,7 +30,8 @@ class Claim:
 
     `margin` and `paper_value` are in `unit`. `kind` is one of KINDS; a "setting" is an input of an
     experiment and is never judged. `scale` says what the claim is about (keys of SCALE_KEYS; "any" where
-    the sentence names none, a missing key where it is not known). `direction` is "below" or "above" for
+    the sentence names none, a missing key where it is not known; dataset "none" where it is of an architecture
+    alone). `direction` is "below" or "above" for
     a bound, "increase" for a trend, else "". `transcribed` is False where the number, or the wording of a
     sentence, has not been read from the paper.
     """
@@ -48,6 +49,11 @@ class Claim:
     scale: Mapping[str, Any] = field(default_factory=dict, hash=False)
     transcribed: bool = True
     notes: str = ""
+
+    @property
+    def counted(self) -> bool:
+        """Whether the claim is about an architecture alone, which no data and no training change."""
+        return self.scale.get("dataset") == "none"
 
     @property
     def control(self) -> bool:

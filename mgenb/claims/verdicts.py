@@ -276,7 +276,7 @@ def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
     """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
     wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
     whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
-    return whole and all(paper in ("any", ours) for paper, ours in wanted)
+    return claim.counted or (whole and all(paper in ("any", ours) for paper, ours in wanted))
 
 
 def _about(claim: Claim) -> str:

@@ -275,12 +275,16 @@ class Run:
 
     def _scale_of(self, claim_id: str) -> claims.Scale:
         """Return the scale of a claim's evidence: of several pairs all names, and the data furthest from official."""
+        if (claim := claims.get(claim_id)).counted:
+            return claims.Scale(self.profile, "no data", "none", str(claim.scale.get("arch", "any")))
         scales = [self._made[place].scale for place in self._places(claim_id)]
         names = {key: ", ".join(dict.fromkeys(getattr(one, key) for one in scales)) for key in ("dataset", "arch")}
         return replace(max(scales, key=lambda one: VARIANTS.index(one.variant)), **names)
 
     def _unfit_for(self, claim_id: str) -> str:
-        """Return why no network behind a claim's evidence is sound; "" where one is."""
+        """Return why no network behind a claim's evidence is sound; "" where one is, or none is needed."""
+        if claims.get(claim_id).counted:
+            return ""
         reasons = [self._made[place].unfit for place in self._places(claim_id)]
         return reasons[0] if all(reasons) and reasons else ""
 

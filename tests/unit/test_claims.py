@@ -22,8 +22,8 @@ QUICK = Scale("quick", "sample", "mnist", "lenet")
 HIGH_LOW = "mge.fig6.high_worse_than_low"
 HIGH_MID = "mge.fig6.high_worse_than_mid"
 HARMLESS = "mge.fig6.low_mid_harmless"
-PARAMS = "mega.table1.params.resnet56"
-PAPER_PARAMS = Scale("paper", "official", "cifar10", "resnet56")
+MERGED = "mega.table1.resnet110.merged"
+PAPER_MERGED = Scale("paper", "official", "cifar10", "resnet110")
 
 BUILT_NOW = {
     HIGH_LOW: ("comparison", 1.0, "01_frequency_sensitivity"),
@@ -292,18 +292,29 @@ def test_true_effects_are_found() -> None:
 
 
 def test_numbers_need_the_papers_scale() -> None:
-    evidence = {PARAMS: stats.exact(0.862154)}
-    assert claims.judge(evidence, PAPER_PARAMS)[0].verdict == "reproduced"
+    evidence = {MERGED: stats.exact(0.82)}
+    assert claims.judge(evidence, PAPER_MERGED)[0].verdict == "reproduced"
     for other in (
-        replace(PAPER_PARAMS, profile="cpu"),
-        replace(PAPER_PARAMS, dataset="mnist"),
-        replace(PAPER_PARAMS, arch="resnet110"),
+        replace(PAPER_MERGED, profile="cpu"),
+        replace(PAPER_MERGED, dataset="mnist"),
+        replace(PAPER_MERGED, arch="resnet56"),
     ):
         verdict = claims.judge(evidence, other)[0]
         assert verdict.verdict == "not tested"
-        assert "paper's own scale: dataset cifar10, network resnet56" in verdict.reason
-    jpeg = claims.judge(evidence, replace(PAPER_PARAMS, variant="jpeg"))[0]
-    assert jpeg.token == f"{PARAMS}: reproduced [paper, jpeg]"
+        assert "paper's own scale: dataset cifar10, network resnet110" in verdict.reason
+    jpeg = claims.judge(evidence, replace(PAPER_MERGED, variant="jpeg"))[0]
+    assert jpeg.token == f"{MERGED}: reproduced [paper, jpeg]"
+
+
+def test_what_is_counted_needs_no_data_and_takes_nothing_from_the_others() -> None:
+    anywhere = Scale("quick", "no data", "none", "resnet56")
+    counts = {f"mega.table1.params.{arch}": stats.exact(n) for arch, n in (("resnet56", 0.862), ("resnet110", 1.743))}
+    verdicts = claims.judge(counts, anywhere)
+    assert [one.verdict for one in verdicts] == ["reproduced", "contradicted"]
+    assert verdicts[0].token == "mega.table1.params.resnet56: reproduced [quick, no data]"
+    sampled = {"mega.text.better_than_mean": stats.mean([2.0, 2.4, 2.2, 2.6])}
+    alone = claims.judge(sampled, QUICK)[0]
+    assert claims.judge(sampled | counts, QUICK)[0].verdict == alone.verdict == "reproduced"
 
 
 def test_numbers_whose_subject_is_unknown_are_not_judged() -> None:

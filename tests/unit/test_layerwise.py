@@ -135,6 +135,7 @@ def noted(fitness, values):
         ("vgg11_bn", 8, 4, 1.0, 0.3),
         ("resnet18", 8, 4, 1.0, 0.2),
         ("mobilenet_v2", 8, 5, 3.0, 0.2),
+        ("vit", 20, 1, 3.0, 0.2),
         ("googlenet", 8, 11, 0.5, 0.3),
     ],
 )

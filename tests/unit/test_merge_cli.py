@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgenb import cli, merging, population, training
+from mgenb import cli, merging, population, store, training
 from mgenb.errors import MgenbError
 
 BASICS = ["--arch", "lenet", "--dataset", "mnist", "--samples", "--val-limit", "100", "--budget", "20", "--size", "5"]
@@ -49,6 +49,7 @@ def test_all_methods_are_compared_and_the_best_is_saved(files, tmp_path, capsys,
     assert code == 0, error
     assert all(f"\n{name} " in printed for name in merging.METHODS)
     assert json.loads(out.with_suffix(".json").read_text())["method"] in merging.METHODS
+    assert not [*store.cache_dir().glob("unfinished/merge-*")]
 
 
 def test_an_ensemble_is_not_saved(files, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Rivals of MeGA: what each returns, that it keeps to its budget, and that no test image is seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_a_method_tells_its_fitness_and_keeps_to_the_budget(name, results, task)
 
 def test_searches_spend_what_they_are_given(results):
     assert results["line"].evaluations == results["random"].evaluations == BUDGET
-    for name in ("mega", "mega-code", "mega-fixed", "mega-elementwise", "mega-rebasin", "cma", "mega-alone"):
+    for name in (*(one for one in METHODS if one.startswith("mega")), "cma"):
         assert results[name].evaluations > BUDGET - 2 * SIZE
 
 
@@ -77,6 +79,19 @@ def test_alone_never_leaves_its_parent_but_by_mutation(results, task):
     better = results["parent"].states[0]
     changed = [(results["mega-alone"].states[0][n] != better[n]).double().mean().item() for n in better if "net" in n]
     assert max(changed) < 0.5  # 2 % of the weights a generation, and a few generations
+
+
+def test_a_genetic_algorithm_goes_on_from_what_it_kept(task, results, tmp_path, monkeypatch):
+    kept = replace(task, keep=tmp_path / "kept")
+    assert same(METHODS["mega"](kept).states[0], results["mega"].states[0])
+
+    def judged_again(*_):
+        raise AssertionError("evaluated again, though nothing was left to do")
+
+    monkeypatch.setattr(population, "accuracy_on", lambda *_: judged_again)
+    assert METHODS["mega"](kept).fitness == results["mega"].fitness
+    with pytest.raises(MgenbError, match="another computation"):
+        METHODS["mega-fixed"](kept)
 
 
 def test_merging_a_network_with_itself_returns_it(task):

@@ -188,6 +188,20 @@ def test_below_the_floor_no_claim_is_tested(capsys):
     assert set(capsys.readouterr().out.splitlines()) == {f"{name}: not tested {BY_HAND}" for name in own}
 
 
+def test_what_is_counted_of_an_architecture_needs_no_sound_network(capsys):
+    run = lab.start(
+        "12_mega_pairs", profile="quick", seed=0, device="cpu", pairs="mnist:lenet:mge-adam:1:300:99", bases=1
+    )
+    pair = run.pairs()[0]
+    run.bases(run.load(pair), pair)
+    run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
+    run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]))
+    run.verdicts()
+    printed = capsys.readouterr().out
+    assert "mega.table1.params.resnet56: reproduced [quick, no data]" in printed
+    assert "mega.text.better_than_parents: not tested [quick, sample" in printed
+
+
 def test_verdicts_need_base_networks_and_evidence_a_known_claim():
     run = start()
     with pytest.raises(MgenbError, match=r"call run\.bases before"):
