@@ -318,7 +318,7 @@ class _Breeding:
         pool = progress.waiting
         if progress.best:
             pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
-        elite = {name: pool[name][ranked[0], None] for name in self.names}
+        elite = {name: pool[name][ranked[0], None].clone() for name in self.names}  # a view would hold everyone
         row = self.row(generation, progress, new, best)
         last = generation == self.settings.generations + self.settings.evaluate_last - 1
         waiting, ancestry = ({}, []) if last else self.children(generation, pool, everyone)

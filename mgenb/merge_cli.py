@@ -55,6 +55,10 @@ def merge(
     source = "samples" if samples else "auto"
     images = data.load(dataset, source=source, seed=seed, val_limit=val_limit or None).to(population.device(device))
     train = images.train.take(train_limit, seed) if 0 < train_limit < len(images.train) else images.train
+    print(
+        f"validation: {len(images.val)} of {images.name}'s training images; if the two networks were trained on them,"
+    )
+    print("validation accuracy is too high and selection prefers what overfits; test accuracy stays fair")
     net = training.fresh(arch, images, seed)
     states = merging.read_pair((first, second), net)
     task = merging.Task(net, *states, train, images.val, budget, seed, size)

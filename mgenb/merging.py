@@ -223,11 +223,13 @@ def genetic(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Fou
     return Found((merged.state,), merged.fitness, merged.evaluations)
 
 
-def alone(task: Task) -> Found:
-    """MeGA's mutations and selection on the better parent alone: local search, nothing is merged."""
+def alone(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Found:
+    """MeGA's mutations and selection on the better parent alone: local search, nothing is merged.
+
+    As many generations as MeGA; the two evaluations that tell which parent is better come on top of the budget.
+    """
     chosen = parent(task)
-    twice = replace(task, first=chosen.states[0], second=chosen.states[0], budget=task.budget - chosen.evaluations)
-    found = genetic(twice)
+    found = genetic(replace(task, first=chosen.states[0], second=chosen.states[0]), settings)
     return replace(found, evaluations=found.evaluations + chosen.evaluations)
 
 
@@ -245,6 +247,7 @@ def rebasin(method: Method, task: Task) -> Found:
 
 
 _PAPER, _FIXED = mega.VARIANTS["paper"], mega.VARIANTS["fixed"]
+_SMALL_SIGMA = replace(_PAPER, sigma=_PAPER.sigma / 10)  # the paper states none; 0.1 is the author's code's
 METHODS: dict[str, Method] = {
     "parent": parent,
     "parent-bn": fresh_parent,
@@ -258,9 +261,12 @@ METHODS: dict[str, Method] = {
     "cma": cma_es,
     "rebasin": partial(rebasin, average),
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
+    "line-rebasin": partial(rebasin, partial(line_search, fresh=True)),
     "mega-alone": alone,
+    "mega-alone-fixed": partial(alone, settings=_FIXED),
+    "mega-alone-small-sigma": partial(alone, settings=_SMALL_SIGMA),
     "mega": genetic,
     **{f"mega-{name}": partial(genetic, settings=one) for name, one in mega.VARIANTS.items() if one != _PAPER},
-    "mega-small-sigma": partial(genetic, settings=replace(_PAPER, sigma=_PAPER.sigma / 10)),  # the paper has none
+    "mega-small-sigma": partial(genetic, settings=_SMALL_SIGMA),
     "mega-rebasin": partial(rebasin, partial(genetic, settings=replace(_FIXED, statistics="recomputed"))),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgenb import cli, merging, population, store, training
+from mgenb import align, cli, merging, population, store, training
 from mgenb.errors import MgenbError
 
 BASICS = ["--arch", "lenet", "--dataset", "mnist", "--samples", "--val-limit", "100", "--budget", "20", "--size", "5"]
@@ -50,6 +50,23 @@ def test_all_methods_are_compared_and_the_best_is_saved(files, tmp_path, capsys,
     assert all(f"\n{name} " in printed for name in merging.METHODS)
     assert json.loads(out.with_suffix(".json").read_text())["method"] in merging.METHODS
     assert not [*store.cache_dir().glob("unfinished/merge-*")]
+
+
+def test_residual_networks_are_aligned_before_they_are_merged(tmp_path, capsys, monkeypatch, small):
+    net, out = training.fresh("resnet8", small, 0), tmp_path / "merged.safetensors"
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first = population.state_of(net)
+    spec = align.specification(net)
+    orders = {group: torch.randperm(size, generator=torch.manual_seed(1)) for group, size in spec.sizes.items()}
+    save_file(first, a)
+    save_file(align.permuted(first, orders, spec), b)
+    arguments = [a, b, "--arch", "resnet8", *BASICS[2:], "--train-limit", "64", "--method", "rebasin", "--out", out]
+    code, _, error = mgenb(capsys, monkeypatch, *arguments)
+    assert code == 0, error
+    merged, second = load_file(out), load_file(b)
+    for name, tensor in first.items():
+        assert torch.allclose(merged[name], tensor, atol=1e-6), name
+    assert not all(torch.allclose(second[name], tensor, atol=1e-2) for name, tensor in first.items())
 
 
 def test_an_ensemble_is_not_saved(files, tmp_path, capsys, monkeypatch):
