@@ -55,7 +55,7 @@ def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[s
     if verdict.verdict == NOT_TESTED:
         return row | verdict_of | {"why": verdict.reason}
     scale, context = verdict.scale, record["context"]
-    where = f"{scale.arch} on {scale.dataset} [{scale}]"
+    where = scale.arch if verdict.claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
     machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
     return row | {**verdict_of, "verdict": verdict.verdict, "scale": where, "why": verdict.reason, "hardware": machine}
 

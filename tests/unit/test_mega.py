@@ -117,6 +117,12 @@ def test_the_best_is_kept_and_is_the_one_that_is_returned(parents):
     assert history["alpha"].iloc[-1] == top["alpha"]
 
 
+def test_the_winner_does_not_hold_the_whole_population_in_memory(parents):
+    state = mega.merge(*parents, tuned("paper"), 3, near(parents[1])).state
+    for tensor in state.values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
 def test_mutations_of_weights_and_of_tensors(parents):
     still = {"with_parents": True, "grain": "network"}
     big = {**parents[0], "conv.weight": torch.randn(100, 50)}

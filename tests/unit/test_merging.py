@@ -34,7 +34,7 @@ def same(a, b):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_tells_its_fitness_and_keeps_to_the_budget(name, results, task):
     found = results[name]
-    assert 1 <= found.evaluations <= BUDGET
+    assert 1 <= found.evaluations <= BUDGET + 2 * ("alone" in name)  # which parent is better comes on top
     right = merging.correct(task.net, task.val, found.states)
     assert right.double().mean().item() == pytest.approx(found.fitness)
     again = METHODS[name](task)
@@ -73,6 +73,18 @@ def test_rebasin_is_the_average_with_the_aligned_second(results, task):
     other = align.aligned(task.net, task.first, task.second, 0)
     assert same(results["rebasin"].states[0], mega.between(task.first, other, 0.5))
     assert results["rebasin"].fitness > results["average"].fitness
+
+
+def test_alone_has_as_many_generations_as_mega(results):
+    for variant in ("", "-fixed", "-small-sigma"):
+        assert results[f"mega-alone{variant}"].evaluations == results[f"mega{variant}"].evaluations + 2
+
+
+def test_a_line_search_after_alignment_stays_on_the_aligned_segment(results, task):
+    found = results["line-rebasin"]
+    assert found.provenance(task).off_segment < 1e-3
+    assert found.aligned is not None
+    assert not same(found.aligned, task.second)
 
 
 def test_alone_never_leaves_its_parent_but_by_mutation(results, task):
