@@ -6,8 +6,7 @@ fine-tuning of the whole network on the support images.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,7 +242,7 @@ def fine_tune(
     scratch.set_submodule(name, head)
     start = population.state_of(scratch)
     right = []
-    with _one_thread():
+    with population.one_thread():  # few images: with busy cores two threads were three to seven times slower
         for episode, (support, query) in enumerate(zip(drawn.support, drawn.query, strict=True)):
             scratch.load_state_dict(start)
             _draw_head(head, torch_generator(seed, "head", episode))
@@ -252,17 +251,6 @@ def fine_tune(
                 found = population.classes_of(scratch(split.images[query.flatten()]))
             right.append(found.reshape(query.shape) == torch.arange(ways, device=found.device)[:, None])
     return torch.stack(right).cpu()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Few images are too little work to share: with busy cores two threads were three to seven times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _draw_head(head: nn.Linear, generator: torch.Generator) -> None:

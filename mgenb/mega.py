@@ -76,6 +76,11 @@ class Settings:
         if not 0 <= self.sigma < math.inf:
             raise MgenbError(f"sigma is {self.sigma}; right is a number of at least 0")
 
+    @property
+    def evaluated(self) -> int:
+        """How many generations are evaluated, the first population among them."""
+        return self.generations + self.evaluate_last
+
 
 VARIANTS = {
     "paper": Settings(),
@@ -147,7 +152,7 @@ def merge(
     key = _key(first, second, settings, seed)
     breed = _Breeding(first, second, settings, seed)
     progress = _load(checkpoint, key, first) or breed.start()
-    for generation in range(len(progress.rows), settings.generations + settings.evaluate_last):
+    for generation in range(len(progress.rows), settings.evaluated):
         progress = breed.generation(generation, progress, fitness, recompute)
         if checkpoint is not None:
             store.save_progress(checkpoint, key, vars(progress))
@@ -320,7 +325,7 @@ class _Breeding:
             pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
         elite = {name: pool[name][ranked[0], None].clone() for name in self.names}  # a view would hold everyone
         row = self.row(generation, progress, new, best)
-        last = generation == self.settings.generations + self.settings.evaluate_last - 1
+        last = generation == self.settings.evaluated - 1
         waiting, ancestry = ({}, []) if last else self.children(generation, pool, everyone)
         return _Progress([*progress.rows, row], [*progress.individuals, *new], waiting, ancestry, elite, best)
 

@@ -63,10 +63,8 @@ def merge(
     states = merging.read_pair((first, second), net)
     task = merging.Task(net, *states, train, images.val, budget, seed, size)
     parents = [store.file_hash(file) for file in (first, second)]
-    key = store.key_of(
-        {"parents": parents, "data": images.describe(), "settings": [arch, budget, size, seed, train_limit]}
-    )
-    kept = {name: store.cache_dir() / "unfinished" / f"merge-{name}-{key}" for name in names}
+    asked = {"parents": parents, "data": images.describe(), "settings": [arch, budget, size, seed, train_limit]}
+    kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
     found = {name: _timed(merging.METHODS[name], replace(task, keep=kept[name])) for name in names}
     test = images.test.unseal(f"mgenb merge {method}")
     for file, state in zip((first, second), states, strict=True):

@@ -175,6 +175,17 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on the CPU with one thread: for work too small to share, or whose bits must not depend on the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def quick_copy(net: nn.Module, state: State | None = None) -> nn.Module:
     """Return a copy of `net` in eval mode, its weights in the memory order in which the device is fastest.
 

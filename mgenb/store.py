@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,16 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@cache
+def _package_version() -> str:
+    return code_version(*map(str, sorted(Path(__file__).parent.rglob("*.py"))))
+
+
+def unfinished(name: str, told: Mapping[str, Any]) -> Path:
+    """Return the file from which the computation `name` goes on; what `told` tells, or other code, is another file."""
+    return cache_dir() / "unfinished" / f"{name}-{key_of({**told, 'code': _package_version()})}"
 
 
 def save_progress(path: Path, key: str, fields: Mapping[str, Any]) -> None:

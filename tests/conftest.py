@@ -19,16 +19,13 @@ def session_cache(tmp_path_factory):
 @contextmanager
 def one_thread():
     """Two processes with as many threads as cores each stand in each other's way for seconds."""
-    torch = sys.modules.get("torch")  # tests that do not need it do not wait for it
-    if torch is None:
+    if "torch" not in sys.modules:  # tests that do not need it do not wait for it
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    from mgenb import population
+
+    with population.one_thread():
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -348,9 +348,8 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        code = store.code_version(*map(str, sorted(Path(mgenb.__file__).parent.rglob("*.py"))))
-        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "code": code}
-        file = store.cache_dir() / "unfinished" / f"{self.notebook.stem}-{name}-{store.key_of(told)}"
+        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings}
+        file = store.unfinished(f"{self.notebook.stem}-{name}", told)
         self._unfinished.append(file)
         return file
 
