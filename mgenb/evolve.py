@@ -27,6 +27,7 @@ from mgenb.seeds import derive, numpy_generator
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 
+VERSION = 1  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
 SHARES = ("uniform", "fitness")
 ORIGINS = ("fresh", "mutation", "fusion")
 
@@ -317,6 +318,7 @@ def _key(
 ) -> str:
     """Return what a checkpoint must agree on; how many generations may differ."""
     told = {
+        "version": VERSION,
         "base": store.tensor_hash(base, base),
         "generate": asdict(generate),
         "evolve": {**asdict(settings), "generations": None},

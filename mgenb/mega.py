@@ -22,6 +22,7 @@ from mgenb.seeds import derive, numpy_generator
 State = dict[str, torch.Tensor]
 Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of floats alone
 
+VERSION = 1  # raise it when the same merge goes another way: a checkpoint goes on under its own version alone
 GRAINS = ("network", "layer", "weight")
 MUTATIONS = ("weights", "tensors")
 STATISTICS = ("mixed", "mutated", "recomputed")
@@ -394,7 +395,7 @@ def _finite(fitness: float) -> float:
 
 def _key(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> str:
     parents = [store.tensor_hash(one, one) for one in (first, second)]
-    return store.key_of({"settings": asdict(settings), "seed": seed, "parents": parents})
+    return store.key_of({"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents})
 
 
 def _load(file: Path | None, key: str, first: Mapping[str, torch.Tensor]) -> _Progress | None:

@@ -42,7 +42,7 @@ def merge(
     """
     import pandas as pd
 
-    from mgenb import data, merging, nets, population, store, training
+    from mgenb import data, mega, merging, nets, population, store, training
     from mgenb.errors import MgenbError, choose
 
     for file in (first, second):
@@ -63,7 +63,8 @@ def merge(
     states = merging.read_pair((first, second), net)
     task = merging.Task(net, *states, train, images.val, budget, seed, size)
     parents = [store.file_hash(file) for file in (first, second)]
-    asked = {"parents": parents, "data": images.describe(), "settings": [arch, budget, size, seed, train_limit]}
+    settings = [arch, nets.VERSIONS[arch], budget, size, seed, train_limit]
+    asked = {"parents": parents, "data": images.describe(), "settings": settings, "version": mega.VERSION}
     kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
     found = {name: _timed(merging.METHODS[name], replace(task, keep=kept[name])) for name in names}
     test = images.test.unseal(f"mgenb merge {method}")

@@ -1,12 +1,11 @@
 """Content-addressed files in the cache: written to a temporary file, flushed, renamed; hashes checked on reading."""
 
-import ast
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +43,6 @@ def tensor_hash(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def code_version(*files: str) -> str:
-    """Return a hash of the code in `files` that comments, docstrings and formatting do not change."""
-    digest = hashlib.sha256()
-    for name in files:
-        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    body.pop(0)
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
-
-
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -86,14 +70,9 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-@cache
-def _package_version() -> str:
-    return code_version(*map(str, sorted(Path(__file__).parent.rglob("*.py"))))
-
-
 def unfinished(name: str, told: Mapping[str, Any]) -> Path:
-    """Return the file from which the computation `name` goes on; what `told` tells, or other code, is another file."""
-    return cache_dir() / "unfinished" / f"{name}-{key_of({**told, 'code': _package_version()})}"
+    """Return the file from which the computation `name` goes on; another one for other values in `told`."""
+    return cache_dir() / "unfinished" / f"{name}-{key_of(told)}"
 
 
 def save_progress(path: Path, key: str, fields: Mapping[str, Any]) -> None:
@@ -114,7 +93,8 @@ def load_progress(path: Path, key: str, device: torch.device) -> dict[str, Any] 
     except Exception as error:  # whatever a damaged zip or pickle raises
         raise MgenbError(f"{path} is damaged: delete it, and the computation begins anew") from error
     if found != key:
-        raise MgenbError(f"{path} belongs to another computation (weights, settings or seed differ): take another file")
+        why = "weights, settings, seed or version differ"
+        raise MgenbError(f"{path} belongs to another computation ({why}): delete it, or take another file")
     return fields
 
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, population, stats, store, training
+from mgenb import claims, data, evolve, mega, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, figures, telling
 from mgenb.lab.pairs import Pair, parse
@@ -344,11 +344,12 @@ class Run:
     def checkpoint(self, name: str) -> Path | None:
         """Return the file from which a long computation goes on when the same run is started again, until `finish`.
 
-        None in the quick profile, whose runs are short. Other settings, another seed or other code is another file.
+        None in the quick profile, whose runs are short. Other settings, another seed or version is another file.
         """
         if self.profile == "quick":
             return None
         told = {"profile": self.profile, "seed": self.seed, "settings": self.settings}
+        told |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
         file = store.unfinished(f"{self.notebook.stem}-{name}", told)
         self._unfinished.append(file)
         return file

@@ -54,6 +54,8 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "densenet121": densenet121,
     "densenet169": densenet169,
 }
+# part of the key of each trained network: raise one, as in `| {"lenet": 2}`, when `build` gives other weights or logits
+VERSIONS = dict.fromkeys(ARCHITECTURES, 1)
 
 
 class Normalise(nn.Module):

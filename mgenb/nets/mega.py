@@ -1,7 +1,5 @@
 """MeGA's six architectures (arXiv 2406.04607, Table 1), built and initialised as its author's Keras builds them.
 
-All in one file, for the cache of trained networks is keyed by the file of the architecture.
-
 The paper's parameter counts hold BatchNorm's running means and variances (`nets.count_with_statistics`). With three
 channels and ten classes these networks have the paper's numbers exactly, save one: for ResNet-110 the paper prints
 1.78M, and 18 + 18 + 18 blocks have 1,743,146, which looks like a misprint of 1.74M.

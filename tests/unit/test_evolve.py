@@ -261,7 +261,7 @@ def test_a_checkpoint_goes_on_to_the_identical_result(base, evolved, tmp_path):
     assert same(run(base, longer, checkpoint=file), run(base, longer))
 
 
-def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path):
+def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path, monkeypatch):
     file = tmp_path / "evolution"
     run(base, checkpoint=file)
     before = file.read_bytes()
@@ -269,6 +269,10 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path):
         run(base, seed=1, checkpoint=file)
     with pytest.raises(MgenbError, match="belongs to another computation"):
         run(base, layers=mge.layer_noise, checkpoint=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(evolve, "VERSION", evolve.VERSION + 1)
+        with pytest.raises(MgenbError, match="belongs to another computation"):
+            run(base, checkpoint=file)
     assert file.read_bytes() == before
     file.write_bytes(before[: len(before) // 2])
     with pytest.raises(MgenbError, match="is damaged: delete it"):

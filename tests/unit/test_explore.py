@@ -60,7 +60,7 @@ def test_a_second_explorer_evaluates_nothing(explorer, lenet, small, monkeypatch
     assert again.right == explorer.right
 
 
-@pytest.mark.parametrize("other", ["shares", "seed", "images", "weights"])
+@pytest.mark.parametrize("other", ["shares", "seed", "images", "weights", "version"])
 def test_other_weights_images_or_settings_are_evaluated_anew(explorer, lenet, small, monkeypatch, other):
     def evaluated(*args):
         raise InterruptedError
@@ -73,6 +73,8 @@ def test_other_weights_images_or_settings_are_evaluated_anew(explorer, lenet, sm
         net = copy.deepcopy(lenet)
         with torch.no_grad():
             net.get_parameter("net.conv1.bias")[0] += 1e-3
+    elif other == "version":
+        monkeypatch.setattr(lab.explore, "VERSION", lab.explore.VERSION + 1)
     else:
         options |= {"shares": (0.3,)} if other == "shares" else {"seed": 1}
     with pytest.raises(InterruptedError):

@@ -261,7 +261,7 @@ def test_how_images_are_scaled_is_left_alone(small, lenet):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_checkpoint_goes_on_to_the_identical_result(parents, variant, tmp_path):
+def test_a_checkpoint_goes_on_to_the_identical_result(parents, variant, tmp_path, monkeypatch):
     whole = mega.merge(*parents, tuned(variant), 3, near(parents[1]))
     calls = []
 
@@ -282,6 +282,9 @@ def test_a_checkpoint_goes_on_to_the_identical_result(parents, variant, tmp_path
     assert not other.individuals.equals(whole.individuals)
     with pytest.raises(MgenbError, match="another computation"):
         mega.merge(*parents, tuned(variant), 4, near(parents[1]), checkpoint=file)
+    monkeypatch.setattr(mega, "VERSION", mega.VERSION + 1)
+    with pytest.raises(MgenbError, match="another computation"):
+        mega.merge(*parents, tuned(variant), 3, near(parents[1]), checkpoint=file)
 
 
 @pytest.mark.parametrize(

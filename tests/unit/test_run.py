@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import mgenb
-from mgenb import claims, frequency, lab, mge, population, stats
+from mgenb import claims, evolve, frequency, lab, mega, mge, population, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
@@ -310,6 +310,10 @@ def test_checkpoints_are_kept_until_the_end_and_belong_to_one_run(monkeypatch, t
     file = run.checkpoint("evolution")
     assert file == lab.start(STEM, profile="cpu", seed=0, device="cpu").checkpoint("evolution")
     assert file != other.checkpoint("evolution") != run.checkpoint("another")
+    for module in (evolve, mega):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", 2)
+            assert file != run.checkpoint("evolution")
     file.parent.mkdir(parents=True)
     file.write_text("far")
     other.finish()

@@ -66,47 +66,6 @@ def test_a_key_does_not_depend_on_the_order_of_settings(settings, random):
     assert store.key_of({**settings, "one more": 0}) != store.key_of(settings)
 
 
-BEFORE = '''"""Module."""
-RATE = 0.1
-def f(x):
-    """Double."""
-    return 2 * x
-class Empty:
-    """Only words."""
-'''
-SAME = '''# a comment
-
-RATE = (0.1)
-
-
-def f(
-    x,
-):
-    """Another docstring."""
-    # why
-    return 2*x
-
-
-class Empty:
-    """Other words."""
-'''
-
-
-def version(tmp_path, text):
-    path = tmp_path / "code.py"
-    path.write_text(text)
-    return store.code_version(str(path))
-
-
-def test_words_and_formatting_do_not_change_the_version_of_code(tmp_path):
-    assert version(tmp_path, SAME) == version(tmp_path, BEFORE)
-
-
-@pytest.mark.parametrize(("old", "new"), [("2 * x", "3 * x"), ("0.1", "0.2"), ("def f", "def g"), ("(x)", "(y)")])
-def test_code_changes_the_version_of_code(tmp_path, old, new):
-    assert version(tmp_path, BEFORE.replace(old, new)) != version(tmp_path, BEFORE)
-
-
 def test_weights_come_back_bit_for_bit_with_their_settings(tmp_path):
     state = {"w": torch.randn(3, 4).T, "steps": torch.tensor(7)}
     store.save_weights(tmp_path / "a.safetensors", state, {"seed": 3})

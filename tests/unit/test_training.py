@@ -1,7 +1,10 @@
 """Training: one seed, one network; interrupted or shared, the weights end the same."""
 
+import dataclasses
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +116,35 @@ def test_a_second_call_reads_the_cache(small, own_cache, monkeypatch, capsys):
     for change in ({"seed": 2}, {"epochs": 3}, {"recipe": "mge-sgd"}):
         with pytest.raises(AssertionError, match="trained again"):
             training.trained("lenet", small, **{"epochs": 2, "seed": 1, **change}, quiet=True)
+    newer = dataclasses.replace(training.RECIPES["mge-adam"], version=2)
+    for table, name, value in ((nets.VERSIONS, "lenet", 2), (training.RECIPES, "mge-adam", newer)):
+        with monkeypatch.context() as patch:
+            patch.setitem(table, name, value)
+            with pytest.raises(AssertionError, match="trained again"):
+                training.trained("lenet", small, epochs=2, seed=1, quiet=True)
+
+
+FOUND_AGAIN = """
+from mgenb import data, store, training
+digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
+training.trained("lenet_too", digits, epochs=1, seed=1, quiet=True)
+training.trained("lenet", digits, epochs=1, seed=1)
+print(store.unfinished("merge", {"seed": 1}))
+"""
+
+
+def test_one_more_architecture_and_an_edited_drawing_throw_nothing_away(small, own_cache, tmp_path):
+    training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    package = shutil.copytree(Path(nets.__file__).parents[1], tmp_path / "mgenb")
+    table = package / "nets/__init__.py"
+    table.write_text(table.read_text().replace('"lenet": lenet,', '"lenet": lenet, "lenet_too": lenet,'))
+    for file in ("nets/lenet.py", "training.py", "lab/diagrams.py"):
+        with (package / file).open("a") as code:
+            code.write("LATER = 1\n")
+    done = subprocess.run([sys.executable, "-c", FOUND_AGAIN], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "lenet on mnist, seed 1: from the cache" in done.stderr
+    assert done.stdout.split() == [str(store.unfinished("merge", {"seed": 1}))]
 
 
 def test_what_is_cached_says_how_it_was_made(small, own_cache):
