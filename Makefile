@@ -1,8 +1,10 @@
 # make run: install and run every notebook (quick profile). make test: install and check everything.
 PYTHON ?= python3
 BIN := .venv/bin
+BUDGET ?= 480
+OUT ?= runs/gpu
 
-.PHONY: install run test slow bench lab
+.PHONY: install run test slow bench gpu lab
 
 install: .venv/.installed
 
@@ -31,6 +33,9 @@ slow: install
 
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds
+
+gpu: install
+	$(BIN)/python tests/gpu/run.py --budget $(BUDGET) --out $(OUT)
 
 lab: install
 	$(BIN)/jupyter lab notebooks
