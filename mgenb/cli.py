@@ -136,11 +136,12 @@ def check(numbers: Numbers = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         environment = {**os.environ, "MGENB_OUT": temporary}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
-    found = [f"{path.name}: {problem}" for path in paths for problem in hygiene.problems(path)]
-    for line in found:
-        print(line)
-    print(f"hygiene of {len(paths)} notebooks: {len(found) or 'no'} problems")
+    found = {path: told for path in paths if (told := hygiene.problems(path))}
+    for path, told in found.items():
+        print("\n".join(f"{path.name}: {problem}" for problem in told))
+    print(f"hygiene of {len(paths)} notebooks: {sum(map(len, found.values())) or 'no'} problems")
     if code or found:
+        print(hygiene.cure(list(found)))
         raise typer.Exit(code or 1)
 
 

@@ -270,9 +270,12 @@ def tokens(nb: Any) -> list[str]:
 
 
 def clean(nb: Any) -> None:
-    """Take out of an executed notebook what differs from run to run and from machine to machine, in place."""
+    """Take out of an executed notebook what differs from run to run and from machine to machine, in place.
+
+    All that the kernel says of its language stays: else JupyterLab would add it to a notebook that is only read.
+    """
     names = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nb.metadata = type(nb.metadata)({"kernelspec": names, "language_info": {"name": "python"}})
+    nb.metadata = type(nb.metadata)({"kernelspec": names, "language_info": nb.metadata.language_info})
     for cell in nb.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = type(nb.metadata)({"tags": tags} if tags else {})

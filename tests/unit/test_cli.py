@@ -168,6 +168,7 @@ def test_refresh_updates_notebook_and_figures_and_tells_the_tokens(project, call
     assert names == {f"{STEM}-a.png", f"{STEM}.json", "01_frequency_sensitivity-kept.png"}
     nb = nbformat.read(path, 4)
     assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert nb.metadata.language_info.file_extension == ".py"  # all that the kernel says
     assert [cell.execution_count for cell in nb.cells] == [1, 2, 3, 4]
     assert [dict(cell.metadata) for cell in nb.cells] == [{"tags": ["parameters"]}, {}, {}, {}]
     assert nb.cells[-1].outputs == []
@@ -289,3 +290,5 @@ def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch)
     code, out, _ = call("check", "03")
     assert code == 5
     assert f"{STEM}.ipynb: code cell 1: execution count None, not 1" in out
+    assert f"`git checkout notebooks/{STEM}.ipynb`" in out.splitlines()[-1]
+    assert "`mgenb refresh 03`" in out.splitlines()[-1]
