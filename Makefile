@@ -32,5 +32,6 @@ slow: install
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds
 
+# .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'
