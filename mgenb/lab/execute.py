@@ -169,7 +169,7 @@ def execute(job: Job) -> Outcome:
     """
     stem = job.notebook.stem
     with stage.held(job.stage):
-        for path in job.stage.glob(f"{stem}*"):
+        for path in job.stage.glob(f"{stem}[-.]*"):
             if path.suffix not in ROWS:
                 path.unlink()  # what an earlier run left would pass for this run's
         for path in job.out.glob(f"{stem}.*"):
@@ -180,9 +180,9 @@ def execute(job: Job) -> Outcome:
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)
-        made = sorted((path.name for path in job.stage.glob(f"{stem}*")), key=_order)
-        record = catalog.read_record(job.stage / f"{stem}.json") if f"{stem}.json" in made else None
-        stage.move_out(job.stage, {name: job.out / name for name in made}, _gone(job.out, stem, made))
+        made = job.stage / f"{stem}.json"
+        record = catalog.read_record(made) if made.exists() else None
+        _publish(job.stage, stem, job.out, job.executed)
         return Outcome(job, seconds, record)
 
 
@@ -232,14 +232,16 @@ def _kernel() -> Iterator[type]:
         yield Kernel
 
 
-def _order(name: str) -> tuple[bool, bool, str]:
-    """Sort the notebook and then the record last."""
-    return name.endswith(".json"), name.endswith(".ipynb"), name
+def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> None:
+    """Put what a notebook made in the stage `folder` in place of what it had made in `results`.
 
-
-def _gone(folder: Path, stem: str, made: Sequence[str]) -> list[Path]:
-    """Return the figures of a notebook in `folder` that it no longer makes."""
-    return [path for path in folder.glob(f"{stem}-*.png") if path.name not in made]
+    The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
+    """
+    made = sorted(folder.glob(f"{stem}[-.]*"), key=lambda path: (path.suffix == ".json", path.suffix == ".ipynb"))
+    places = {path.name: notebook if path.suffix == ".ipynb" else results / path.name for path in made}
+    earlier = [path for path in results.glob(f"{stem}[-.]*") if path.suffix in (".json", ".png", *ROWS)]
+    gone = [path for path in earlier if path.name not in places]
+    stage.move_out(folder, {name: place for name, place in places.items() if place}, gone)
 
 
 def _short(message: str) -> str:
@@ -320,9 +322,7 @@ def refresh(notebook: catalog.Notebook, profile: str) -> list[str]:
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(figures / f"{stem}.json")
         new = tokens(nb) if quick else _recorded(folder / f"{stem}.json")
-        made = sorted((one.name for one in folder.glob(f"{stem}*") if quick or one != folder / path.name), key=_order)
-        moves = {name: path if name == path.name else figures / name for name in made}
-        stage.move_out(folder, moves, _gone(figures, stem, made))
+        _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
 
 

@@ -194,6 +194,14 @@ def test_notebook_02_at_once_with_two_values_of_t(tmp_path, monkeypatch):
         assert found["together", t] == found["alone", t]
 
 
-def test_the_record_moves_last_and_the_notebook_before_it():
-    names = ["01_a.json", "01_a.ipynb", "01_a.csv", "01_a-x.png"]
-    assert sorted(names, key=execute._order) == ["01_a-x.png", "01_a.csv", "01_a.ipynb", "01_a.json"]
+def test_the_record_moves_last_and_the_notebook_before_it(tmp_path, monkeypatch):
+    folder, results = tmp_path / "stage", tmp_path / "results"
+    folder.mkdir()
+    for name in ("a.json", "a.ipynb", "a.csv", "a-x.png"):
+        (folder / name).touch()
+    moved, really = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda source, place: (moved.append(Path(place).name), really(source, place)))
+    execute._publish(folder, "a", results, tmp_path / "a.ipynb")
+    assert moved[0] == stage.MOVES
+    assert sorted(moved[1:3]) == ["a-x.png", "a.csv"]
+    assert moved[3:] == ["a.ipynb", "a.json"]
