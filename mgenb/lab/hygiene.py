@@ -42,7 +42,7 @@ def cure(paths: Sequence[Path]) -> str:
     files = " ".join(f"notebooks/{path.name}" for path in paths) or "notebooks/NN_topic.ipynb"
     numbers = " ".join(path.stem.split("_")[0] for path in paths) or "NN"
     return (
-        f"`git checkout {files}` drops what was saved in a session, and every change since the last commit; "
+        f"`git checkout {files}` drops what JupyterLab saved, and every other change since the last commit; "
         f"`mgenb refresh {numbers}` keeps your changes and makes the outputs anew"
     )
 
