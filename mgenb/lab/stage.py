@@ -71,16 +71,19 @@ def _flush(path: Path) -> None:
 
 
 def finish(stage: Path) -> None:
-    """Do what is left of a move that was begun; nothing where none was."""
+    """Do what is left of a move that was begun; nothing where none was. Raises MgenbError when it cannot."""
     if not (stage / MOVES).exists():
         return
     told = json.loads((stage / MOVES).read_text(encoding="utf-8"))
-    for path in told["gone"]:
-        (stage / path).unlink(missing_ok=True)
-    for name, place in told["moves"].items():
-        if (stage / name).exists():  # else it was moved before
-            (stage / place).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / name, stage / place)
+    try:
+        for path in told["gone"]:
+            (stage / path).unlink(missing_ok=True)
+        for name, place in told["moves"].items():
+            if (stage / name).exists():  # else it was moved before
+                (stage / place).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(stage / name, stage / place)
+    except OSError as error:
+        raise MgenbError(f"could not move what is in {stage}: {error}; the same command goes on with it") from error
     shutil.rmtree(stage)
 
 

@@ -80,8 +80,10 @@ def test_a_move_that_is_killed_anywhere_ends_as_old_or_new(tmp_path):
         code = subprocess.run([sys.executable, "-c", MOVE, str(len(seen) + 1)], cwd=root).returncode
         assert code in (0, -signal.SIGKILL)
         torn += texts(root) not in (old, new)
+        with stage.held(root / ".refresh" / "x"):
+            seen.append(texts(root))
         stage.tidy(root / ".refresh")
-        seen.append(texts(root))
+        assert texts(root) == seen[-1]
         assert not [path for path in (root / ".refresh").glob("*") if path.is_dir()]
     change = seen.index(new)
     assert seen == change * [old] + (len(seen) - change) * [new]

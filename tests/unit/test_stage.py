@@ -168,6 +168,20 @@ def test_a_stage_that_cannot_be_made_is_one_sentence(tmp_path):
         pass
 
 
+def test_a_move_that_is_not_possible_is_one_sentence_and_goes_on_later(tmp_path):
+    folder, place = tmp_path / "stage", tmp_path / "a.json"
+    (place / "in the way").mkdir(parents=True)
+    with stage.held(folder):
+        (folder / "a.json").write_text("new")
+        with pytest.raises(MgenbError, match=r"could not move what is in .*a\.json"):
+            stage.move_out(folder, {"a.json": place})
+    (place / "in the way").rmdir()
+    place.rmdir()
+    with stage.held(folder):
+        assert place.read_text() == "new"
+        assert not (folder / "a.json").exists()
+
+
 @pytest.mark.slow
 def test_notebook_02_at_once_with_two_values_of_t(tmp_path, monkeypatch):
     """The record's result block, which holds all that was found, is that of the run alone."""
