@@ -22,7 +22,6 @@ VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconcl
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
 LONGEST_MESSAGE = 300
 LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on Linux 108
-ROWS = (".csv", ".npz")  # what a notebook measured, and goes on from
 
 
 @dataclass(frozen=True)
@@ -163,18 +162,17 @@ def _output_to(out: Path) -> Iterator[None]:
 def execute(job: Job) -> Outcome:
     """Execute a notebook in a kernel of its own; what goes wrong in it is told by the outcome, not raised.
 
-    It runs in a folder of its own, and only what a whole run made takes the place of what was there. Rows that
-    were measured before, by a run that was stopped too, are there for it to go on from. Raises MgenbError when
-    another process runs the same notebook into the same folder.
+    It runs in a folder of its own, and only what a whole run made takes the place of what was there. The parts
+    (`<stem>.parts/*`) that earlier runs measured, stopped ones too, are there for it to go on from. Raises
+    MgenbError when another process runs the same notebook into the same folder.
     """
     stem = job.notebook.stem
     with stage.held(job.stage):
-        for path in job.stage.glob(f"{stem}[-.]*"):
-            if path.suffix not in ROWS:
-                path.unlink()  # what an earlier run left would pass for this run's
-        for path in job.out.glob(f"{stem}.*"):
-            if path.suffix in ROWS and not (job.stage / path.name).exists():
-                shutil.copy(path, job.stage)
+        for path in filter(Path.is_file, job.stage.glob(f"{stem}[-.]*")):
+            path.unlink()  # what an earlier run left would pass for this run's
+        for path in job.out.glob(f"{stem}.parts/*"):
+            (job.stage / path.parent.name).mkdir(exist_ok=True)
+            path.replace(job.stage / path.parent.name / path.name)
         began = time.monotonic()
         error = _execute_in(job.stage, job.path, job.parameters)
         seconds = time.monotonic() - began
@@ -237,9 +235,11 @@ def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> N
 
     The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
     """
-    made = sorted(folder.glob(f"{stem}[-.]*"), key=lambda path: (path.suffix == ".json", path.suffix == ".ipynb"))
-    places = {path.name: notebook if path.suffix == ".ipynb" else results / path.name for path in made}
-    earlier = [path for path in results.glob(f"{stem}[-.]*") if path.suffix in (".json", ".png", *ROWS)]
+    found = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    names.sort(key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
+    places = {name: notebook if name == f"{stem}.ipynb" else results / name for name in names}
+    earlier = [*results.glob(f"{stem}-*.png"), results / f"{stem}.json"]
     gone = [path for path in earlier if path.name not in places]
     stage.move_out(folder, {name: place for name, place in places.items() if place}, gone)
 
@@ -322,6 +322,7 @@ def refresh(notebook: catalog.Notebook, profile: str) -> list[str]:
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(figures / f"{stem}.json")
         new = tokens(nb) if quick else _recorded(folder / f"{stem}.json")
+        shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
         _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
 

@@ -128,17 +128,26 @@ def test_a_failing_run_leaves_what_was_there(project):
     assert [path.name for path in folder.iterdir() if path.is_dir()] == []
 
 
-def test_a_stopped_run_goes_on_from_its_rows_and_a_finished_one_too(project):
+def test_a_stopped_run_goes_on_from_its_parts_and_a_finished_one_too(project):
     count = """
-rows = out / "03_importance_mask.csv"
-rows.write_text((rows.read_text() if rows.exists() else "") + "a row\\n")
+parts = out / "03_importance_mask.parts"
+parts.mkdir(exist_ok=True)
+(parts / f"{len(list(parts.iterdir()))}.json").write_text("a part")
+(out / "03_importance_mask.csv").write_text(f"{len(list(parts.iterdir()))} rows")
 """
+    folder = project / "runs" / "quick"
     write_notebook(project, FIRST, count, "1 / 0")
     assert run().error
+    assert not list(folder.glob("*.csv"))
     write_notebook(project, FIRST, count, LAST)
     for rows in (2, 3):
         assert run().error == ""
-        assert (project / "runs" / "quick" / f"{STEM}.csv").read_text() == rows * "a row\n"
+        assert (folder / f"{STEM}.csv").read_text() == f"{rows} rows"
+        assert len(list((folder / f"{STEM}.parts").iterdir())) == rows
+    execute.refresh(catalog.find("03"), "quick")  # begins with nothing, and needs no parts beside the rows
+    figures = project / "figures" / "quick"
+    assert {path.name for path in figures.iterdir()} == {f"{STEM}{end}" for end in (".csv", ".json", "-a.png")}
+    assert (figures / f"{STEM}.csv").read_text() == "1 rows"
 
 
 @pytest.mark.parametrize("command", ["run", "refresh"])
@@ -211,11 +220,11 @@ def test_notebook_02_at_once_with_two_values_of_t(tmp_path, monkeypatch):
 def test_the_record_moves_last_and_the_notebook_before_it(tmp_path, monkeypatch):
     folder, results = tmp_path / "stage", tmp_path / "results"
     folder.mkdir()
-    for name in ("a.json", "a.ipynb", "a.csv", "a-x.png"):
+    for name in ("a.json", "a.ipynb", "a.parts.json", "a-x.png"):
         (folder / name).touch()
     moved, really = [], os.replace
     monkeypatch.setattr(os, "replace", lambda source, place: (moved.append(Path(place).name), really(source, place)))
     execute._publish(folder, "a", results, tmp_path / "a.ipynb")
     assert moved[0] == stage.MOVES
-    assert sorted(moved[1:3]) == ["a-x.png", "a.csv"]
+    assert sorted(moved[1:3]) == ["a-x.png", "a.parts.json"]
     assert moved[3:] == ["a.ipynb", "a.json"]
