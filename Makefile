@@ -37,5 +37,6 @@ bench: install
 gpu: install
 	$(BIN)/python tests/gpu/run.py --budget $(BUDGET) --out $(OUT)
 
+# .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'
