@@ -1,11 +1,13 @@
-"""Evaluate networks: one or a population, per image or counted, with an exact early stop."""
+"""Evaluate networks: one or a population, per image or counted, with an exact early stop.
+
+One model after the other: stacking them (torch.func.vmap) was slower on a CPU, and no faster on an H100.
+"""
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import nn
@@ -21,13 +23,9 @@ Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each st
 
 # batches that stay in a CPU's cache are up to seven times faster than one large batch
 CPU_BATCH, GPU_BATCH = 128, 2048
-WAYS = ("auto", "loop", "vmap")
 PRECISIONS = ("float32", "tf32")
-MOST_ELEMENTS = 2**31 - 1  # of one tensor, for libraries that count in 32 bits
-BUSY_ELEMENTS = 2**24  # of a model's largest layer for all images: with fewer, a GPU waits for the next launch
 BATCH_ELEMENTS = 2**29  # of the largest layer for a batch on a GPU
 STOPS = 8  # batches at least, where a pass may end early
-CPU_BUDGET = 2**30  # bytes for a stacked population where the device does not say what is free
 
 
 def device(name: str | torch.device) -> torch.device:
@@ -101,7 +99,6 @@ def count(
     states: Iterable[State],
     *,
     fewest: int | None = None,
-    way: str = "auto",
     precision: str = "float32",
 ) -> list[Count]:
     """Return how many images each state_dict of a population has right, in the order given.
@@ -109,32 +106,25 @@ def count(
     `states` is consumed as it is evaluated: a generator keeps few of them in memory. With `fewest` a model's
     pass ends as soon as it is certain whether it has at least that many right: the decision is that of the
     full pass, the count is bounds only; since that selects, the test split is refused (SealedSplitError).
-    `way`: 'loop', one model after the other; 'vmap', stacked populations as large as memory allows; 'auto', the
-    loop on a CPU, where it is faster, and wherever one model keeps the device busy.
     `precision`: 'tf32' lets a GPU's convolutions and matrices drop the last 13 bits of what they read: several
     times faster, and a few images in ten thousand are classified otherwise. Elsewhere it changes nothing.
     """
-    return counter(net, split, way=way, precision=precision)(states, fewest)
+    return counter(net, split, precision)(states, fewest)
 
 
 Counter = Callable[[Iterable[State], int | None], list[Count]]
 
 
-def counter(net: nn.Module, split: Split, *, way: str = "auto", precision: str = "float32") -> Counter:
+def counter(net: nn.Module, split: Split, precision: str = "float32") -> Counter:
     """Return (states, fewest) -> counts, as `count`; what depends on network and images alone is prepared once."""
-    looped, cuda = _loops(net, way, split), split.images.is_cuda
     choose("precision", precision, PRECISIONS)
-    count_all = _fused_counter(net, split, precision) if looped and cuda else None
+    if split.images.is_cuda:
+        return _fused_counter(net, split, precision)
 
     def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
         if fewest is not None:
             refuse_test(split)
-        if count_all is not None:
-            return count_all(states, fewest)
-        if looped:
-            return [_count_one(net, split, state, fewest) for state in states]
-        with _kernels(precision):
-            return [one for part in _stacks(net, split, states) for one in _count_stack(net, split, part, fewest)]
+        return [_count_one(net, split, state, fewest) for state in states]
 
     return counted
 
@@ -142,29 +132,19 @@ def counter(net: nn.Module, split: Split, *, way: str = "auto", precision: str =
 def accuracy_on(net: nn.Module, split: Split, precision: str = "float32") -> Criterion:
     """Return the criterion accuracy on `split`, in [0, 1], for what selects; SealedSplitError for the test split."""
     refuse_test(split)
-    counted = counter(net, split, precision=precision)
+    counted = counter(net, split, precision)
     return lambda states: [one.right / one.total for one in counted(states, None)]
 
 
-def predictions(net: nn.Module, split: Split, states: Iterable[State], *, way: str = "auto") -> torch.Tensor:
+def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.Tensor:
     """Return the class that each model of a population predicts for each image, int64 [models, n], on the CPU.
 
-    `states` and `way` as in `count`; -1 where a model's logits are NaN. Raises MgenbError for an empty population.
+    -1 where a model's logits are NaN. Raises MgenbError for an empty population.
     """
-    if _loops(net, way, split):
-        rows = [predict(net, split, state)[None] for state in states]
-    else:
-        rows = [_predict_stack(net, split, part) for part in _stacks(net, split, states)]
+    rows = [predict(net, split, state) for state in states]
     if not rows:
         raise MgenbError("the population is empty; right is at least one state_dict")
-    return torch.cat(rows)
-
-
-def _loops(net: nn.Module, way: str, split: Split) -> bool:
-    """Return whether models are evaluated one after the other; MgenbError for an unknown way."""
-    if choose("way", way, WAYS) != "auto":
-        return way == "loop"
-    return not split.images.is_cuda or _largest(net, split) * len(split) >= BUSY_ELEMENTS
+    return torch.stack(rows)
 
 
 @contextmanager
@@ -190,6 +170,8 @@ def _fused_counter(net: nn.Module, split: Split, precision: str) -> Counter:
 
     @torch.inference_mode()
     def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
+        if fewest is not None:
+            refuse_test(split)
         parts = max(math.ceil(len(split) / most), 1 if fewest is None else STOPS)
         size = math.ceil(len(split) / parts)  # equal batches: each other size is measured anew
         images, labels = split.images.split(size), split.labels.split(size)
@@ -204,13 +186,6 @@ def _fused_counter(net: nn.Module, split: Split, precision: str) -> Counter:
         return [Count(right, seen, len(split)) for right, (_, seen) in zip(rights, found, strict=True)]
 
     return counted
-
-
-def _stacks(net: nn.Module, split: Split, states: Iterable[State]) -> Iterator[list[State]]:
-    """Yield the population in parts that fit in memory when stacked."""
-    pending, size = iter(states), _stack_size(net, split)
-    while part := list(islice(pending, size)):
-        yield part
 
 
 def refuse_test(split: Split) -> None:
@@ -307,49 +282,6 @@ def _right(
         if fewest is not None and not int(right) < fewest <= int(right) + total - seen:
             break
     return torch.zeros((), dtype=torch.int64) if right is None else right, seen
-
-
-@torch.inference_mode()
-def _count_stack(net: nn.Module, split: Split, states: list[State], fewest: int | None) -> list[Count]:
-    predicted, total, seen = _stacked(net, states), len(split), 0
-    right = torch.zeros(len(states), dtype=torch.int64, device=split.images.device)
-    with evaluating(net):
-        for images, labels in batches(split):
-            right += (predicted(images) == labels).sum(1)
-            seen += len(labels)
-            if fewest is not None and not ((right < fewest) & (fewest <= right + total - seen)).any():
-                break
-    return [Count(one, seen, total) for one in right.tolist()]
-
-
-@torch.inference_mode()
-def _predict_stack(net: nn.Module, split: Split, states: list[State]) -> torch.Tensor:
-    predicted = _stacked(net, states)
-    with evaluating(net):
-        return torch.cat([predicted(images) for images, _ in batches(split)], 1).cpu()
-
-
-def _stacked(net: nn.Module, states: list[State]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return images -> the class that each model of a stack predicts for them, int64 [models, images]."""
-    stacked = stack([_tensors(net, state) for state in states])
-    logits_of = torch.func.vmap(lambda tensors, images: _logits(net, tensors, images), in_dims=(0, None))
-    return lambda images: classes_of(logits_of(stacked, images))
-
-
-def stack(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return one tensor [len(states), ...] for each name: a population as `torch.func.vmap` takes it."""
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
-
-
-def _stack_size(net: nn.Module, split: Split) -> int:
-    """Return how many models fit in half of the free memory: their tensors, and the largest layer for a batch."""
-    images, _ = next(batches(split))
-    largest = _largest(net, split) * len(images)
-    # twice: weights are held apart and stacked, and a convolution's workspace is about as large as what it reads
-    one = 2 * (sum(t.nbytes for t in net.state_dict().values()) + 4 * largest)
-    device = split.images.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_BUDGET
-    return max(1, min(int(free / 2 / one), MOST_ELEMENTS // (largest + 1)))
 
 
 def _largest(net: nn.Module, split: Split) -> int:

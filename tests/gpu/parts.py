@@ -127,7 +127,7 @@ def fused_networks() -> Iterator[Row]:
         net = nets.build(arch, 3, 32, 10).to(DEVICE).eval()
         states = [population.state_of(net)] * 4
         for precision in population.PRECISIONS:
-            counted = population.counter(net, images, way="loop", precision=precision)
+            counted = population.counter(net, images, precision)
             first, _ = seconds(counted, states[:1], None)
             took, _ = seconds(counted, states, None)
             yield arch, "random", f"fused, {precision}, a model", 1000 * took / 4, "ms"
@@ -222,7 +222,7 @@ def thousand(arch: str, name: str, recipe: str, epochs: int, models: dict[str, i
 
         def work(precision: str = precision, many: int = many) -> list[population.Count]:
             states = (state for _, state in mge.candidates(base, settings, 0, many))
-            return population.count(net, images, states, way="loop", precision=precision)
+            return population.count(net, images, states, precision=precision)
 
         took, found = seconds(work)
         counts[precision] = [one.right for one in found]

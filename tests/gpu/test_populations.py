@@ -1,4 +1,4 @@
-"""Populations on the GPU against the CPU: every way gives the same predictions, but for float noise."""
+"""Populations on the GPU against the CPU: fused layers give the predictions of the network, but for float noise."""
 
 import math
 
@@ -34,16 +34,15 @@ def images():
 
 
 @pytest.mark.parametrize("arch", nets.ARCHITECTURES)
-def test_loop_stack_and_cpu_agree(arch, images):
+def test_network_fused_layers_and_cpu_agree(arch, images):
     net, states = lived_in(arch)
-    there, on_cpu = images.to("cuda"), population.predictions(net, images, states, way="loop")
+    there, on_cpu = images.to("cuda"), population.predictions(net, images, states)
     net.cuda()
     most = math.ceil(SHARE * IMAGES * MODELS)
-    for way in ("loop", "vmap"):
-        assert (population.predictions(net, there, states, way=way) != on_cpu).sum() <= most
+    assert (population.predictions(net, there, states) != on_cpu).sum() <= most
     labels = on_cpu[0].to("cuda")  # so that a count says how many predictions are the CPU's
     asked = Split(there.images, labels, there.groups, "val")
-    right = [one.right for one in population.count(net, asked, states, way="loop")]
+    right = [one.right for one in population.count(net, asked, states)]
     wanted = [IMAGES, int((on_cpu[1] == on_cpu[0]).sum())]
     assert all(abs(found - expected) <= most for found, expected in zip(right, wanted, strict=True))
 
@@ -52,9 +51,9 @@ def test_an_early_stop_decides_as_the_full_pass(lenet, digits):
     net, val = lenet.cuda(), digits.val.to("cuda")
     base = population.state_of(net)
     states = [base, *(state for _, state in mge.candidates(base, mge.Settings(z=0.6), 0, 20))]
-    full = [one.right for one in population.count(net, val, states, way="loop")]
+    full = [one.right for one in population.count(net, val, states)]
     fewest = mge.fewest_right(full[0], len(val))
-    early = population.count(net, val, states, way="loop", fewest=fewest)
+    early = population.count(net, val, states, fewest=fewest)
     assert [one.passes(fewest) for one in early] == [right >= fewest for right in full]
     assert len({right >= fewest for right in full}) == 2  # else nothing was decided
     assert min(one.seen for one in early) < len(val)
@@ -64,7 +63,7 @@ def test_tf32_is_only_used_when_asked_for_and_put_back(lenet, digits):
     net, val = lenet.cuda(), digits.val.to("cuda")
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     states = [population.state_of(net)]
-    strict, loose = (population.count(net, val, states, way="loop", precision=p)[0].right for p in ("float32", "tf32"))
+    strict, loose = (population.count(net, val, states, precision=p)[0].right for p in ("float32", "tf32"))
     assert abs(strict - loose) <= 5
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
 
