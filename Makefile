@@ -1,8 +1,10 @@
 # make run: install and run every notebook (quick profile). make test: install and check everything.
 PYTHON ?= python3
 BIN := .venv/bin
+BUDGET ?= 480
+OUT ?= runs/gpu
 
-.PHONY: install run test slow bench lab
+.PHONY: install run test slow bench gpu lab
 
 install: .venv/.installed
 
@@ -32,5 +34,9 @@ slow: install
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds
 
+gpu: install
+	$(BIN)/python tests/gpu/run.py --budget $(BUDGET) --out $(OUT)
+
+# .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from mgenb import merge_cli, pool_cli
 from mgenb.errors import MgenbError, choose
-from mgenb.lab import catalog
+from mgenb.lab import catalog, stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,23 @@ Profile = Annotated[str, typer.Option(help="Defaults to run with: quick, cpu or 
 Numbers = Annotated[
     list[str] | None, typer.Argument(metavar="[NN]...", help="Numbers or stems; all where none is given.")
 ]
+
+
+@app.callback()
+def _before_any_command() -> None:
+    """Bring a refresh that was killed to its end, so that no command sees half of it."""
+    with suppress(MgenbError):  # outside a checkout there is none
+        stage.tidy(catalog.refreshing())
+
+
+@contextmanager
+def _stopped_by_hand(how: str) -> Iterator[None]:
+    """Make of Ctrl-C one sentence, which says how to go on, and exit code 130; also a decorator."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"mgenb: stopped; {how}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:
@@ -67,6 +85,7 @@ def list_() -> None:
 
 
 @app.command()
+@_stopped_by_hand("earlier results are as they were, and the same command goes on from what is kept")
 def run(
     which: Annotated[str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")],
     profile: Profile = "quick",
@@ -74,7 +93,7 @@ def run(
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; runs/PROFILE otherwise.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
 ) -> None:
     """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
@@ -104,6 +123,7 @@ def _chosen(numbers: Sequence[str] | None) -> list[catalog.Notebook]:
 
 
 @app.command()
+@_stopped_by_hand("nothing was changed, and the same command begins anew")
 def check(numbers: Numbers = None) -> None:
     """Run notebooks and compare with their committed outputs (nbval). Example: mgenb check 01 03
 
@@ -116,15 +136,17 @@ def check(numbers: Numbers = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         environment = {**os.environ, "MGENB_OUT": temporary}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
-    found = [f"{path.name}: {problem}" for path in paths for problem in hygiene.problems(path)]
-    for line in found:
-        print(line)
-    print(f"hygiene of {len(paths)} notebooks: {len(found) or 'no'} problems")
+    found = {path: told for path in paths if (told := hygiene.problems(path))}
+    for path, told in found.items():
+        print("\n".join(f"{path.name}: {problem}" for problem in told))
+    print(f"hygiene of {len(paths)} notebooks: {sum(map(len, found.values())) or 'no'} problems")
     if code or found:
+        print(hygiene.cure(list(found)))
         raise typer.Exit(code or 1)
 
 
 @app.command()
+@_stopped_by_hand("the notebook at hand is as it was, and the same command begins it anew")
 def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
     """Bring committed outputs up to date. Example: mgenb refresh 01
 

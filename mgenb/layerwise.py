@@ -108,7 +108,7 @@ def plain(net: nn.Module, split: Split) -> Fitness:
     population.refuse_test(split)
 
     def at(state: State, name: str) -> Callable[[torch.Tensor, int | None], population.Count]:
-        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}], way="loop")[0]
+        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}])[0]
 
     return at
 

@@ -5,8 +5,10 @@ What the paper leaves open is an option of `Settings`.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,6 +20,8 @@ State = dict[str, torch.Tensor]
 
 NOISES = ("truncated", "literal", "gaussian")
 SCALES = ("absolute", "relative")
+DRAWN = ("random", "fig7")  # selections that choose at random, so that each seed has another mask
+STACK_ELEMENTS = 2**27  # weights that are generated at once: half a GiB
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,21 @@ Layers = Callable[[torch.Tensor, Settings], Callable[[int], torch.Tensor]]
 
 def draw(shape: torch.Size, noise: str, z: float, generator: torch.Generator) -> torch.Tensor:
     """Return float32 draws of Eq. 1 in `shape`, on the CPU, for one reading of `noise` (see `Settings`)."""
-    values = torch.empty(shape)
+    return _shaped(_fill(torch.empty(shape), noise, generator), noise, z)
+
+
+def _fill(values: torch.Tensor, noise: str, generator: torch.Generator) -> torch.Tensor:
+    """Fill `values` in place with the random numbers that `_shaped` makes draws of."""
     if choose("noise", noise, NOISES) == "truncated":
+        return values.uniform_(-1, 1, generator=generator)
+    return values.normal_(generator=generator)
+
+
+def _shaped(values: torch.Tensor, noise: str, z: float) -> torch.Tensor:
+    if noise == "truncated":
         # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
-        values.uniform_(-1, 1, generator=generator)
         return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)
-    return z * (values.normal_(generator=generator) - float(noise == "literal"))
+    return z * (values - float(noise == "literal"))
 
 
 def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
@@ -75,12 +88,13 @@ def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Te
 
 
 def _count(weight: torch.Tensor, settings: Settings) -> int:
-    return frequency.unimportant_count(frequency.to_coefficients(weight, settings.transform), settings.t)
+    return frequency.unimportant_count(frequency.to_coefficients(weight.cpu(), settings.transform), settings.t)
 
 
 def _mask(weight: torch.Tensor, settings: Settings, count: int, seed: int) -> torch.Tensor:
-    return frequency.select(
-        weight,
+    # chosen on the CPU: of two coefficients that nearly tie, another device could take the other one
+    chosen = frequency.select(
+        weight.cpu(),
         settings.selection,
         count,
         domain=settings.domain,
@@ -88,20 +102,25 @@ def _mask(weight: torch.Tensor, settings: Settings, count: int, seed: int) -> to
         band=settings.band,
         seed=seed,
     )
+    return chosen.to(weight.device)
 
 
 def redraw(weight: torch.Tensor, mask: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
     """Return one layer with the part under `mask` redrawn; on the layer's device, from CPU draws."""
-    return _redrawer(weight, settings)(mask, seed)
+    return _redrawer(weight, settings)(mask, _raw(weight.shape, settings, seed))
 
 
-def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Return (mask, seed) -> the layer redrawn; what is the same for all seeds is computed here, once."""
+def _raw(shape: torch.Size, settings: Settings, seed: int) -> torch.Tensor:
+    return _fill(torch.empty(shape), settings.noise, torch_generator(seed, "values"))
+
+
+def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return (mask, random numbers) -> the layer redrawn; what is the same for all draws is computed here, once."""
     z = settings.z * (weight.std().item() if settings.scale == "relative" else 1.0)
     old = frequency.to_coefficients(weight, settings.transform) if settings.domain == "coefficients" else weight
 
-    def redrawn(mask: torch.Tensor, seed: int) -> torch.Tensor:
-        values = draw(weight.shape, settings.noise, z, torch_generator(seed, "values")).to(weight)
+    def redrawn(mask: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
+        values = _shaped(raw.to(weight), settings.noise, z)
         if settings.domain == "weights":
             return torch.where(mask, values, weight)
         return frequency.change_coefficients(weight, mask, values, settings.transform, old)
@@ -116,11 +135,11 @@ def layer_generator(weight: torch.Tensor, settings: Settings) -> Callable[[int],
     for each seed is the draw and one inverse DCT.
     """
     redrawn, count = _redrawer(weight, settings), _count(weight, settings)
-    drawn = settings.selection in ("random", "fig7")
-    mask = None if drawn else _mask(weight, settings, count, 0)
+    mask = None if settings.selection in DRAWN else _mask(weight, settings, count, 0)
 
     def generated(seed: int) -> torch.Tensor:
-        return redrawn(_mask(weight, settings, count, derive(seed, "mask")) if mask is None else mask, seed)
+        here = _mask(weight, settings, count, derive(seed, "mask")) if mask is None else mask
+        return redrawn(here, _raw(weight.shape, settings, seed))
 
     return generated
 
@@ -175,11 +194,72 @@ def fewest_right(base_right: int, total: int, eps: float = 0.05) -> int:
 def candidates(
     base: Mapping[str, torch.Tensor], settings: Settings, seed: int, count: int
 ) -> Iterator[tuple[int, State]]:
-    """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers."""
+    """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers.
+
+    On a GPU they are made a stack at a time (see `stacks`), but for selections that are drawn themselves.
+    """
+    drawn = [candidate_seed(seed, index) for index in range(count)]
+    some = next(iter(base.values()))
+    if some.is_cuda and settings.selection not in DRAWN:
+        made = (one for stack in stacks(base, settings, drawn) for one in unstacked(stack))
+        yield from ((one, {**base, **layers}) for one, layers in zip(drawn, made, strict=True))
+        return
     generated = generator(base, settings)
-    for index in range(count):
-        one = candidate_seed(seed, index)
-        yield one, generated(one)
+    yield from ((one, generated(one)) for one in drawn)
+
+
+def stacks(base: Mapping[str, torch.Tensor], settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
+    """Yield the weight layers of `generator(base, settings)(seed)` for many seeds, stacked: [models, *shape] each.
+
+    One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
+    device is busy with the stack before. For selections that depend on the seed, see `generator`.
+    """
+    weights = {name: base[name] for name in frequency.weight_names(base)}
+    redrawn = {name: _stack_redrawer(weight, settings) for name, weight in weights.items()}
+    size = max(1, STACK_ELEMENTS // sum(weight.numel() for weight in weights.values()))
+    parts = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    with ThreadPoolExecutor() as threads:
+        ahead = _draw_ahead(threads, weights, settings, parts[0] if parts else [])
+        for following in [*parts[1:], []] if parts else []:
+            raw = {name: (values, [job.result() for job in jobs])[0] for name, values, jobs in ahead}
+            ahead = _draw_ahead(threads, weights, settings, following)
+            yield {name: redrawn[name](values) for name, values in raw.items()}
+            if any(values.is_pinned() for values in raw.values()):
+                torch.cuda.synchronize()  # else draws are made, and held, far ahead of the device
+
+
+Ahead = list[tuple[str, torch.Tensor, list[Future[torch.Tensor]]]]
+
+
+def _draw_ahead(
+    threads: ThreadPoolExecutor, weights: Mapping[str, torch.Tensor], settings: Settings, seeds: Sequence[int]
+) -> Ahead:
+    """Start drawing the random numbers of a stack: name, where they will be, and what fills it."""
+    ahead: Ahead = []
+    for name, weight in weights.items() if seeds else ():
+        values = torch.empty((len(seeds), *weight.shape), pin_memory=weight.is_cuda)
+        rows = zip(values, seeds, strict=True)
+        jobs = [threads.submit(_fill_row, row, settings, derive(seed, name)) for row, seed in rows]
+        ahead.append((name, values, jobs))
+    return ahead
+
+
+@torch.inference_mode()  # rows of a stack that is made in inference mode can be filled in it alone
+def _fill_row(row: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
+    return _fill(row, settings.noise, torch_generator(seed, "values"))
+
+
+def _stack_redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return random numbers [models, *shape] -> the layer redrawn by each, [models, *shape]."""
+    redrawn, mask = _redrawer(weight, settings), _mask(weight, settings, _count(weight, settings), 0)
+    each: Callable[[torch.Tensor], torch.Tensor] = torch.func.vmap(partial(redrawn, mask), randomness="same")
+    return lambda values: each(values.to(weight.device, non_blocking=True))
+
+
+def unstacked(stack: Mapping[str, torch.Tensor]) -> Iterator[State]:
+    """Yield the models of a stack one by one: views of its tensors [models, *shape]."""
+    for layers in zip(*stack.values(), strict=True):
+        yield dict(zip(stack, layers, strict=True))
 
 
 def candidate_seed(seed: int, index: int) -> int:

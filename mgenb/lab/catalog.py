@@ -1,8 +1,11 @@
 """The notebooks: what each reproduces, what it costs, and each profile's defaults (`notebooks.toml`)."""
 
+import hashlib
 import json
 import os
+import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,6 +15,7 @@ from typing import Any
 from mgenb.errors import MgenbError, choose, nearest
 
 PROFILES = ("quick", "cpu", "paper")
+LONGEST_NAME = 60  # of a set of parameters, in the name of a folder
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,23 @@ def project_root() -> Path:
     raise MgenbError("no notebooks here: run this inside a checkout of the repository")
 
 
-def output_dir(profile: str) -> Path:
-    """Return where records and figures go: `MGENB_OUT`, else `runs/<profile>` in the project."""
-    chosen = os.environ.get("MGENB_OUT")
-    return Path(chosen) if chosen else project_root() / "runs" / profile
+def refreshing() -> Path:
+    """Return the folder in which `mgenb refresh` works; git ignores it."""
+    return project_root() / ".refresh"
+
+
+def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
+    """Return where records and figures go: `MGENB_OUT`, else in `runs/` a folder for the profile and what is given.
+
+    `given` holds the parameters that are not the profile's, so that no two sets of them share a folder.
+    """
+    if chosen := os.environ.get("MGENB_OUT"):
+        return Path(chosen)
+    told = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
+    name = re.sub(r"[^\w.,=+-]", "_", told)[:LONGEST_NAME]
+    if name != told:
+        name += "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    return project_root() / "runs" / (f"{profile}-{name}" if name else profile)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog
+from mgenb.lab import catalog, stage
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
 LONGEST_MESSAGE = 300
+LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on Linux 108
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class Job:
 
     @property
     def executed(self) -> Path:
-        """Where the executed notebook is written."""
+        """Where the executed notebook is when all went well."""
         return self.out / self.path.name
+
+    @property
+    def stage(self) -> Path:
+        """Where the notebook runs; it stays there, with what it had made, when the run fails or is stopped."""
+        return self.out / f"unfinished-{self.notebook.stem}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Outcome:
         """One line for the screen, two when the notebook failed."""
         stem = self.job.notebook.stem
         if self.error:
-            return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.executed}"
+            return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
         return f"{stem}: {self.seconds:.0f} s, {counted(self.record)}"
 
 
@@ -81,12 +87,12 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
     for notebook in chosen:
         notebook.defaults(profile)
-    folder = (out or catalog.output_dir(profile)).expanduser().resolve()
+    pairs = _pairs(given)
+    folder = (out or catalog.output_dir(profile, pairs)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise MgenbError(f"{folder} is a file; give a folder with --out")
     if folder == (catalog.project_root() / "notebooks").resolve():
         raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
-    pairs = _pairs(given)
     jobs = []
     for notebook in chosen:
         path = path_of(notebook)
@@ -154,35 +160,88 @@ def _output_to(out: Path) -> Iterator[None]:
 
 
 def execute(job: Job) -> Outcome:
-    """Execute a notebook in a kernel of its own; what goes wrong in it is told by the outcome, not raised."""
+    """Execute a notebook in a kernel of its own; what goes wrong in it is told by the outcome, not raised.
+
+    It runs in a folder of its own, and only what a whole run made takes the place of what was there. The parts
+    (`<stem>.parts/*`) that earlier runs measured, stopped ones too, are there for it to go on from. Raises
+    MgenbError when another process runs the same notebook into the same folder.
+    """
+    stem = job.notebook.stem
+    with stage.held(job.stage):
+        for path in filter(Path.is_file, job.stage.glob(f"{stem}[-.]*")):
+            path.unlink()  # what an earlier run left would pass for this run's
+        for path in job.out.glob(f"{stem}.parts/*"):
+            (job.stage / path.parent.name).mkdir(exist_ok=True)
+            path.replace(job.stage / path.parent.name / path.name)
+        began = time.monotonic()
+        error = _execute_in(job.stage, job.path, job.parameters)
+        seconds = time.monotonic() - began
+        if error:
+            return Outcome(job, seconds, error=error)
+        made = job.stage / f"{stem}.json"
+        record = catalog.read_record(made) if made.exists() else None
+        _publish(job.stage, stem, job.out, job.executed)
+        return Outcome(job, seconds, record)
+
+
+def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any]) -> str:
+    """Execute a notebook into `folder`; return what went wrong, "" when nothing did."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MgenbError(f"cannot make {job.out}: {error.strerror}; give another folder with --out") from error
-    record = job.out / f"{job.notebook.stem}.json"
-    record.unlink(missing_ok=True)  # the one of an earlier run would pass for this run's
-    began, error_text = time.monotonic(), ""
-    try:
-        with _output_to(job.out):
+    with _output_to(folder), _kernel() as kernel:
+        try:
             papermill.execute_notebook(
-                job.path,
-                job.executed,
-                dict(job.parameters),
+                path,
+                folder / path.name,
+                dict(parameters),
                 kernel_name="python3",
-                cwd=job.path.parent,
+                cwd=path.parent,
                 progress_bar=sys.stderr.isatty(),
+                kernel_manager_class=kernel,
             )
-    except papermill.PapermillExecutionError as error:
-        error_text = f"{error.ename}: {_short(error.evalue)}"
-    except DeadKernelError:
-        error_text = "DeadKernelError: its process was killed, most often for want of memory"
-    seconds = time.monotonic() - began
-    if error_text or not record.exists():
-        return Outcome(job, seconds, error=error_text)
-    return Outcome(job, seconds, catalog.read_record(record))
+        except papermill.PapermillExecutionError as error:
+            return f"{error.ename}: {_short(error.evalue)}"
+        except DeadKernelError:
+            return "DeadKernelError: its process was killed, most often for want of memory"
+    return ""
+
+
+@contextmanager
+def _kernel() -> Iterator[type]:
+    """Yield the class by which papermill starts a kernel and speaks to it.
+
+    It speaks through sockets in a folder of this user, not through ports of the machine, where there are such.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
+        private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
+
+        class Kernel(AsyncKernelManager):
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**options, **({"transport": "ipc", "ip": f"{folder}/kernel"} if private else {}))
+
+            async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
+                # in the midst of a cell a kernel that is asked to end tells of its own troubles first
+                by_hand = isinstance(sys.exception(), KeyboardInterrupt)
+                await super().shutdown_kernel(now=now or by_hand, restart=restart)
+
+        yield Kernel
+
+
+def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> None:
+    """Put what a notebook made in the stage `folder` in place of what it had made in `results`.
+
+    The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
+    """
+    found = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    names.sort(key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
+    places = {name: notebook if name == f"{stem}.ipynb" else results / name for name in names}
+    earlier = [*results.glob(f"{stem}-*.png"), results / f"{stem}.json"]
+    gone = [path for path in earlier if path.name not in places]
+    stage.move_out(folder, {name: place for name, place in places.items() if place}, gone)
 
 
 def _short(message: str) -> str:
@@ -213,9 +272,12 @@ def tokens(nb: Any) -> list[str]:
 
 
 def clean(nb: Any) -> None:
-    """Take out of an executed notebook what differs from run to run and from machine to machine, in place."""
+    """Take out of an executed notebook what differs from run to run and from machine to machine, in place.
+
+    All that the kernel says of its language stays: else JupyterLab would add it to a notebook that is only read.
+    """
     names = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nb.metadata = type(nb.metadata)({"kernelspec": names, "language_info": {"name": "python"}})
+    nb.metadata = type(nb.metadata)({"kernelspec": names, "language_info": nb.metadata.language_info})
     for cell in nb.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = type(nb.metadata)({"tags": tags} if tags else {})
@@ -247,30 +309,22 @@ def refresh(notebook: catalog.Notebook, profile: str) -> list[str]:
     """
     import nbformat
 
-    path, figures = path_of(notebook), catalog.project_root() / "figures" / profile
-    parameters = {} if profile == "quick" else {"profile": profile}
-    with tempfile.TemporaryDirectory() as temporary:
-        outcome = execute(Job(notebook, path, parameters, Path(temporary)))
-        if outcome.error:
-            raise MgenbError(f"{notebook.stem} was left as it is; {outcome.error}")
-        nb = nbformat.read(outcome.job.executed, as_version=4)
-        record = figures / f"{notebook.stem}.json"
-        old = tokens(nbformat.read(path, as_version=4)) if profile == "quick" else _recorded(record)
-        if profile == "quick":
+    stem, path, quick = notebook.stem, path_of(notebook), profile == "quick"
+    figures = catalog.project_root() / "figures" / profile
+    stage.tidy(catalog.refreshing())
+    folder = catalog.refreshing() / f"{profile}-{stem}"
+    with stage.held(folder):
+        if error := _execute_in(folder, path, {} if quick else {"profile": profile}):
+            raise MgenbError(f"{stem} was left as it is; {error}")
+        nb = nbformat.read(folder / path.name, as_version=4)
+        if quick:
             clean(nb)
-            _write(path, nb)
-        _replace(notebook.stem, Path(temporary), figures)
-    new = tokens(nb) if profile == "quick" else _recorded(record)
+            (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+        old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(figures / f"{stem}.json")
+        new = tokens(nb) if quick else _recorded(folder / f"{stem}.json")
+        shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
+        _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
-
-
-def _write(path: Path, nb: Any) -> None:
-    import nbformat
-
-    from mgenb.store import write_atomic  # imports torch
-
-    text = nbformat.writes(nb) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _recorded(path: Path) -> list[str]:
@@ -280,17 +334,6 @@ def _recorded(path: Path) -> list[str]:
     result = catalog.read_record(path)["result"]
     facts = [f"mechanism {name}: {value}" for name, value in result["mechanism"].items()]
     return facts + [claim["token"] for claim in result["claims"]]
-
-
-def _replace(stem: str, made: Path, folder: Path) -> None:
-    """Put the figures and the record of a notebook in place of those in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    new = [*made.glob(f"{stem}-*.png"), *made.glob(f"{stem}.json")]
-    for old in folder.glob(f"{stem}-*.png"):
-        if old.name not in {path.name for path in new}:
-            old.unlink()
-    for path in new:
-        shutil.copyfile(path, folder / path.name)
 
 
 def nbval(root: Path, paths: Sequence[Path]) -> list[str]:

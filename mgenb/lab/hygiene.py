@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from mgenb.lab.execute import TYPES, parameters_of
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
+LANGUAGE = {  # what a Python kernel says of its language
+    *("name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"),
+}
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
     *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
@@ -34,6 +37,16 @@ def problems(path: Path) -> list[str]:
     return found
 
 
+def cure(paths: Sequence[Path]) -> str:
+    """Return one sentence that says how notebooks with problems become clean again."""
+    files = " ".join(f"notebooks/{path.name}" for path in paths) or "notebooks/NN_topic.ipynb"
+    numbers = " ".join(path.stem.split("_")[0] for path in paths) or "NN"
+    return (
+        f"`git checkout {files}` drops what JupyterLab saved, and every other change since the last commit; "
+        f"`mgenb refresh {numbers}` keeps your changes and makes the outputs anew"
+    )
+
+
 def _tags(cell: Any) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
@@ -50,6 +63,8 @@ def _notebook(nb: Any) -> Iterator[str]:
     name = nb.metadata.get("kernelspec", {}).get("name")
     if name != "python3":
         yield f"the kernel is {name!r}, not 'python3'"
+    if missing := LANGUAGE - set(nb.metadata.get("language_info", {})):
+        yield f"language_info lacks {', '.join(sorted(missing))}, which JupyterLab adds when it opens the notebook"
     if "papermill" in nb.metadata or any("papermill" in cell.metadata for cell in nb.cells):
         yield "metadata of papermill is left in it"
     if any("papermill-error-cell" in cell.source for cell in nb.cells if cell.cell_type == "markdown"):

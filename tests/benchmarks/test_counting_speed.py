@@ -1,4 +1,4 @@
-"""Generating and counting populations: against the plain way, with an early stop, stacked, and by batch size."""
+"""Generating and counting populations: against the plain way, with an early stop, and by batch size."""
 
 import copy
 from time import perf_counter
@@ -67,19 +67,6 @@ def test_an_early_stop_against_the_full_pass(against, lenet, digits):
 
     for early, full in against(lambda: decisions(fewest=fewest), decisions):
         assert early == full
-
-
-@pytest.mark.parametrize(("arch", "models", "n"), [("lenet", 20, 500), ("vgg11", 4, 100)])
-def test_stacked_against_one_after_the_other(against, arch, models, n, request, digits):
-    net, images = request.getfixturevalue(arch), digits.val.take(n, 0)
-    drawn = list(states(population.state_of(net), mge.Settings(), models))
-
-    def counts(way):
-        return [one.right for one in population.count(net, images, drawn, way=way)]
-
-    # another kernel adds in another order: an image between two classes may fall to either
-    for stacked, looped in against(lambda: counts("vmap"), lambda: counts("loop"), note=f" on {images.images.device}"):
-        assert all(abs(one - other) <= 1 for one, other in zip(stacked, looped, strict=True))
 
 
 @pytest.mark.parametrize(("arch", "n", "rounds"), [("lenet", 5000, 5), ("vgg11", 500, 3)])

@@ -23,6 +23,7 @@ def small() -> Any:
     cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="fine\n")]
     nb = nbformat.v4.new_notebook(cells=cells)
     nb.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nb.metadata.language_info = dict.fromkeys(hygiene.LANGUAGE, "python")
     return nb
 
 
@@ -61,6 +62,10 @@ MUTATIONS: dict[str, tuple[Callable[[Any], None], str]] = {
     "count out of order": (lambda nb: nb.cells[1].update(execution_count=3), "execution count 3, not 2"),
     "outputs missing": (lambda nb: nb.cells[1].update(outputs=[]), "has no outputs"),
     "kernel": (lambda nb: nb.metadata.kernelspec.update(name="mine"), "not 'python3'"),
+    "language": (
+        lambda nb: nb.metadata.update(language_info={"name": "python"}),
+        "language_info lacks codemirror_mode",
+    ),
     "papermill in the notebook": (lambda nb: nb.metadata.update(papermill={}), "metadata of papermill"),
     "papermill in a cell": (lambda nb: nb.cells[1].metadata.update(papermill={}), "metadata of papermill"),
     "error marker": (marker, "error marker"),

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from mgenb import cli
-from mgenb.lab import catalog, doctor, execute
+from mgenb.lab import catalog, doctor, execute, hygiene
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
@@ -133,7 +133,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(project, call):
 
 def test_run_writes_notebook_record_and_figures(project, call):
     code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "full=true")
-    folder = project / "runs" / "quick"
+    folder = project / "runs" / "quick-full=true,seed=7,z=1e-3"
     assert code == 0
     assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, True]
     assert (folder / f"{STEM}-a.png").exists()
@@ -149,9 +149,10 @@ def test_a_failing_notebook_gives_one_clear_message(project, call):
     code, out, err = call("run", "03", "--out", "there")
     assert code == 1
     assert out.splitlines()[0] == f"{STEM}: ValueError: no luck"
-    assert str(project / "there" / f"{STEM}.ipynb") in out.splitlines()[1]
+    half = project / "there" / f"unfinished-{STEM}" / f"{STEM}.ipynb"
+    assert out.splitlines()[1].endswith(str(half))
     assert "Traceback" not in out + err
-    assert (project / "there" / f"{STEM}.ipynb").exists()
+    assert half.exists()
 
 
 def test_refresh_updates_notebook_and_figures_and_tells_the_tokens(project, call):
@@ -167,6 +168,7 @@ def test_refresh_updates_notebook_and_figures_and_tells_the_tokens(project, call
     assert names == {f"{STEM}-a.png", f"{STEM}.json", "01_frequency_sensitivity-kept.png"}
     nb = nbformat.read(path, 4)
     assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert set(nb.metadata.language_info) == hygiene.LANGUAGE
     assert [cell.execution_count for cell in nb.cells] == [1, 2, 3, 4]
     assert [dict(cell.metadata) for cell in nb.cells] == [{"tags": ["parameters"]}, {}, {}, {}]
     assert nb.cells[-1].outputs == []
@@ -283,16 +285,10 @@ def test_doctor_tells_a_data_folder_that_is_not_there(call, monkeypatch):
     assert "BROKEN: MGENB_DATA names no/such/folder" in out
 
 
-def test_interrupting_ends_with_130(project, call, monkeypatch):
-    def interrupted(job):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(execute, "execute", interrupted)
-    assert call("run", "03")[0] == 130
-
-
 def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch):
     monkeypatch.setattr(execute, "nbval", lambda root, paths: [sys.executable, "-c", "raise SystemExit(5)"])
     code, out, _ = call("check", "03")
     assert code == 5
     assert f"{STEM}.ipynb: code cell 1: execution count None, not 1" in out
+    assert f"`git checkout notebooks/{STEM}.ipynb`" in out.splitlines()[-1]
+    assert "`mgenb refresh 03`" in out.splitlines()[-1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mgenb import frequency, mge
+from mgenb import frequency, mge, population
 from mgenb.errors import MgenbError
 
 Z = 0.2
@@ -249,3 +249,31 @@ def test_noise_of_same_norm_matches_layer_by_layer(base):
 def test_wrong_settings_are_refused_at_once(wrong, words):
     with pytest.raises(MgenbError, match=words):
         mge.Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"transform": "kernel"},
+        {"transform": "shuffled:1"},
+        {"noise": "literal", "scale": "absolute"},
+        {"selection": "magnitude", "domain": "weights", "noise": "gaussian"},
+    ],
+)
+def test_stacks_hold_the_models_of_the_generator_in_order(changed, lenet, monkeypatch):
+    settings, base = mge.Settings(**changed), population.state_of(lenet)
+    seeds = [mge.candidate_seed(3, index) for index in range(5)]
+    monkeypatch.setattr(mge, "STACK_ELEMENTS", 2 * sum(base[name].numel() for name in frequency.weight_names(base)))
+    with torch.inference_mode():  # as populations are evaluated
+        stacks = list(mge.stacks(base, settings, seeds))
+    assert [len(next(iter(stack.values()))) for stack in stacks] == [2, 2, 1]
+    made = [model for stack in stacks for model in mge.unstacked(stack)]
+    for seed, model in zip(seeds, made, strict=True):
+        wanted = mge.generate(base, settings, seed)
+        assert list(model) == frequency.weight_names(base)
+        assert all((tensor - wanted[name]).norm() < 1e-6 * wanted[name].norm() for name, tensor in model.items())
+
+
+def test_there_are_no_stacks_of_nothing(lenet):
+    assert list(mge.stacks(population.state_of(lenet), mge.Settings(), [])) == []

@@ -218,20 +218,6 @@ def test_the_few_shot_backbones_learn_digits(arch, small):
     assert population.accuracy(net, small.val) > {"conv4": 85, "vit": 50}[arch]
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention on a CPU is stacked by a loop
-@pytest.mark.parametrize("arch", ["conv4", "vit"])
-def test_the_few_shot_backbones_are_counted_alike_one_by_one_and_stacked(arch, small):
-    states = []
-    for seed in range(3):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = nets.build(arch, small.channels, small.size, small.num_classes).eval()
-        states.append(population.state_of(net))
-    one_by_one, stacked = (population.count(net, small.val, states, way=way) for way in ("loop", "vmap"))
-    assert one_by_one == stacked
-    assert len({count.right for count in one_by_one}) > 1
-
-
 @pytest.mark.parametrize("arch", SHALLOW)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
 def test_bytes_and_floats_give_the_same_logits(arch, channels, size):

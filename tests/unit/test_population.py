@@ -153,7 +153,15 @@ def plainly(net, images, state):
         return int((twin(images.images).argmax(1) == images.labels).sum())
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap's average pooling on a CPU
+def counted(way, net, images, states, fewest=None):
+    """Counts as on a CPU, or by the fused layers of a GPU, which a CPU can imitate."""
+    counter = {"plain": population.counter, "fused": population._fused_counter}[way]
+    return counter(net, images, "float32")(states, fewest)
+
+
+WAYS = ("plain", "fused")
+
+
 @pytest.mark.parametrize(
     ("arch", "n", "scales"),
     [("lenet", 60, (0, 0.8, 1.6)), ("vgg11_bn", 12, (0, 0.03, 0.1)), ("resnet18", 8, (0, 0.05, 0.1))],
@@ -165,41 +173,21 @@ def test_both_ways_count_what_a_plain_forward_pass_has_right(arch, n, scales, mo
     expected = [plainly(net, images, state) for state in states]
     assert expected[0] == n
     assert len(set(expected)) > 2
-    for way in population.WAYS:
-        assert population.count(net, images, states, way=way) == [Count(right, n, n) for right in expected]
+    for way in WAYS:
+        assert counted(way, net, images, states) == [Count(right, n, n) for right in expected]
     assert [int(population.correct(net, images, state).sum()) for state in states] == expected
 
 
-@pytest.mark.parametrize("way", population.WAYS)
+@pytest.mark.parametrize("way", WAYS)
 def test_a_population_of_none_and_of_one(noisy, way):
     net, images, states, expected = noisy
-    assert population.count(net, images, iter(()), way=way) == []
-    assert population.count(net, images, [states[4]], way=way) == [Count(expected[4], 60, 60)]
+    assert counted(way, net, images, iter(())) == []
+    assert counted(way, net, images, [states[4]]) == [Count(expected[4], 60, 60)]
 
 
-def test_a_population_larger_than_a_stack_is_counted_in_stacks(noisy, monkeypatch):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_generators_states_are_let_go_as_they_are_counted(noisy, way):
     net, images, states, expected = noisy
-    sizes, stack = [], population.stack
-
-    def watched(stacked):
-        sizes.append(len(stacked))
-        return stack(stacked)
-
-    monkeypatch.setattr(population, "stack", watched)
-    monkeypatch.setattr(population, "CPU_BUDGET", population.CPU_BUDGET // 25)
-    found = population.count(net, images, iter(states), way="vmap")
-    assert [one.right for one in found] == expected
-    assert sum(sizes) == 12
-    assert 1 < max(sizes) < 12
-    monkeypatch.setattr(population, "CPU_BUDGET", 1)  # one model always fits
-    assert population.count(net, images, states[:2], way="vmap") == found[:2]
-    assert sizes[-2:] == [1, 1]
-
-
-@pytest.mark.parametrize(("way", "most"), [("loop", 1), ("vmap", 4)])
-def test_a_generators_states_are_let_go_as_they_are_counted(noisy, monkeypatch, way, most):
-    net, images, states, expected = noisy
-    monkeypatch.setattr(population, "_stack_size", lambda net, split: 2)
     made, alive = [], []
 
     def fresh():
@@ -210,18 +198,18 @@ def test_a_generators_states_are_let_go_as_they_are_counted(noisy, monkeypatch, 
             del own
             alive.append(sum(one() is not None for one in made))
 
-    assert [one.right for one in population.count(net, images, fresh(), way=way)] == expected
+    assert [one.right for one in counted(way, net, images, fresh())] == expected
     assert len(alive) == 12
-    assert max(alive) <= most
+    assert max(alive) <= 2  # the one that is counted, and where it is folded the one before
 
 
-@pytest.mark.parametrize("way", ["loop", "vmap"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fewest", [None, 0, 1, 60, 61])
 def test_a_model_of_nans_has_none_right_and_does_no_harm_to_its_neighbours(noisy, monkeypatch, way, fewest):
     net, images, states, expected = noisy
     monkeypatch.setattr(population, "CPU_BATCH", 16)
     broken = {**states[0], "net.fc2.bias": torch.full((10,), float("nan"))}
-    found = population.count(net, images, [states[0], broken, states[6]], way=way, fewest=fewest)
+    found = counted(way, net, images, [states[0], broken, states[6]], fewest)
     rights = [60, 0, expected[6]]
     if fewest is None:
         assert found == [Count(right, 60, 60) for right in rights]
@@ -230,7 +218,7 @@ def test_a_model_of_nans_has_none_right_and_does_no_harm_to_its_neighbours(noisy
     assert found[1].right == 0
 
 
-@pytest.mark.parametrize("way", ["loop", "vmap"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_network_in_training_counts_as_in_evaluation_and_leaves_as_it_came(way):
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(784, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 10))
@@ -241,47 +229,46 @@ def test_a_network_in_training_counts_as_in_evaluation_and_leaves_as_it_came(way
     before = population.state_of(net.train())
     net[1][1].eval()
     modes = [module.training for module in net.modules()]
-    assert [one.right for one in population.count(net, images, states, way=way)] == expected
+    assert [one.right for one in counted(way, net, images, states)] == expected
     assert [module.training for module in net.modules()] == modes
     assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
     with pytest.raises(MgenbError, match="lacks"):
-        population.count(net, images, [{}], way=way)
+        counted(way, net, images, [{}])
     assert [module.training for module in net.modules()] == modes
 
 
-@pytest.mark.parametrize("way", population.WAYS)
-def test_predictions_are_one_row_a_model(noisy, way, monkeypatch):
+def test_predictions_are_one_row_a_model(noisy, monkeypatch):
     net, images, states, expected = noisy
     monkeypatch.setattr(population, "CPU_BATCH", 25)
-    monkeypatch.setattr(population, "_stack_size", lambda net, split: 5)
     broken = {**states[0], "net.fc2.bias": torch.full((10,), float("nan"))}
-    found = population.predictions(net, images, iter([*states, broken]), way=way)
+    found = population.predictions(net, images, iter([*states, broken]))
     assert found.dtype == torch.int64
     assert found.equal(torch.stack([population.predict(net, images, state) for state in [*states, broken]]))
     assert (found == images.labels).sum(1).tolist() == [*expected, 0]
     assert found[-1].eq(-1).all()
     floats = Split(images.images / 255, images.labels, images.groups, "val")
-    assert population.predictions(net, floats, states[:2], way=way).equal(found[:2])
+    assert population.predictions(net, floats, states[:2]).equal(found[:2])
     with pytest.raises(MgenbError, match="the population is empty"):
-        population.predictions(net, images, iter(()), way=way)
+        population.predictions(net, images, iter(()))
 
 
-def test_an_unknown_way_is_refused_before_a_state_is_made():
+def test_an_unknown_precision_is_refused_before_a_state_is_made():
     def states():
         raise AssertionError("a state was asked for")
         yield
 
-    for evaluate in (population.count, population.predictions):
-        with pytest.raises(MgenbError, match="unknown way 'vmaps'; did you mean 'vmap'"):
-            evaluate(nets.build("lenet", 1, 28, 10), split(2), states(), way="vmaps")
+    with pytest.raises(MgenbError, match="unknown precision 'tf23'; did you mean 'tf32'"):
+        population.count(nets.build("lenet", 1, 28, 10), split(2), states(), precision="tf23")
 
 
-@pytest.mark.parametrize(("way", "size", "stack"), [("loop", 300, 1), ("vmap", 80, 8)])
-def test_an_early_stop_decides_as_the_full_pass_does_and_as_soon_as_it_can(way, size, stack, monkeypatch, lenet, small):
-    images = small.train.take(80, 0)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_early_stop_decides_as_the_full_pass_does_and_as_soon_as_it_can(way, monkeypatch, lenet, small):
+    images, size = small.train.take(80, 0), 150
     ends = torch.tensor([17, 34, 51, 68, 80])  # of the batches
     monkeypatch.setattr(population, "CPU_BATCH", 17)
-    monkeypatch.setattr(population, "_stack_size", lambda net, split: stack)
+    monkeypatch.setattr(population, "STOPS", 5)
+    if way == "fused":
+        ends = torch.tensor([16, 32, 48, 64, 80])
     states = population_of(lenet, [1.2 * i / size for i in range(size)])
     hits = torch.stack([population.correct(lenet, images, state) for state in states])
     full, so_far = hits.sum(1).tolist(), hits.cumsum(1)[:, ends - 1]
@@ -289,12 +276,11 @@ def test_an_early_stop_decides_as_the_full_pass_does_and_as_soon_as_it_can(way, 
     assert min(full) < middle - 10
     assert middle + 10 < top
     for fewest in (0, 1, middle, top - 3, top, 80, 81):
-        found = population.count(lenet, images, states, way=way, fewest=fewest)
+        found = counted(way, lenet, images, states, fewest)
         assert [one.passes(fewest) for one in found] == [right >= fewest for right in full]
         assert all(one.right <= right <= one.most for one, right in zip(found, full, strict=True))
         open_after = (so_far < fewest) & (fewest <= so_far + 80 - ends)
-        last = open_after.sum(1).reshape(-1, stack).amax(1).repeat_interleave(stack)  # a stack ends with its slowest
-        assert [one.seen for one in found] == ends[last].tolist()
+        assert [one.seen for one in found] == ends[open_after.sum(1)].tolist()
         assert sum(one.seen for one in found) < 80 * size
 
 
@@ -335,14 +321,6 @@ def test_a_quick_copy_predicts_the_same_and_shares_nothing(arch, n):
     assert all(module.training for module in net.modules())
     assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
     assert [t.stride() for t in net.state_dict().values()] == strides
-
-
-def test_a_stack_holds_each_state_in_its_place(noisy):
-    states = noisy[2]
-    stacked = population.stack(states)
-    assert stacked.keys() == states[0].keys()
-    for place, state in enumerate(states):
-        assert all(stacked[name][place].equal(tensor) for name, tensor in state.items())
 
 
 def test_what_selects_may_not_see_the_test_split():

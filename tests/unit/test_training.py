@@ -258,3 +258,35 @@ def test_a_cycle_that_was_interrupted_goes_on_where_it_was(small, tmp_path):
     again = training.fresh("lenet", small, 1)
     training.fit(again, small.train, recipe, epochs=3, seed=0, checkpoint=tmp_path / "c")
     assert all(whole.state_dict()[name].equal(tensor) for name, tensor in again.state_dict().items())
+
+
+def test_networks_trained_side_by_side_end_as_alone(small):
+    recipe = training.RECIPES["one-cycle"]
+    together, alone = ({seed: training.fresh("lenet", small, seed) for seed in (3, 4)} for _ in range(2))
+    losses = training.fit_side_by_side(together, small.train, recipe, epochs=2)
+    for seed, net in alone.items():
+        assert training.fit(net, small.train, recipe, epochs=2, seed=seed) == losses[seed]
+        states = net.state_dict(), together[seed].state_dict()
+        assert all(states[1][name].equal(tensor) for name, tensor in states[0].items())
+
+
+def test_dropout_is_not_trained_side_by_side(small):
+    net = torch.nn.Sequential(training.fresh("lenet", small, 0), torch.nn.Dropout(0.5))
+    with pytest.raises(MgenbError, match="dropout"):
+        training.fit_side_by_side({0: net}, small.train, RECIPE, epochs=1)
+
+
+def test_bfloat16_is_another_training_that_leaves_float32(small):
+    ends = []
+    for name in ("one-cycle", "one-cycle-bf16"):
+        net = training.fresh("lenet", small, 0)
+        training.fit(net, small.train, training.RECIPES[name], epochs=1, seed=0)
+        ends.append(net.state_dict())
+        assert all(tensor.dtype == torch.float32 for tensor in ends[-1].values())
+    assert not ends[0]["net.conv1.weight"].equal(ends[1]["net.conv1.weight"])
+    assert torch.allclose(ends[0]["net.conv1.weight"], ends[1]["net.conv1.weight"], atol=0.1)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(MgenbError, match="float32, bfloat16"):
+        training.Recipe("adam", 0.01, precision="float16")
