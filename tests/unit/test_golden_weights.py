@@ -5,6 +5,7 @@
 
 import json
 import os
+import platform
 import tempfile
 from pathlib import Path
 
@@ -41,8 +42,18 @@ def trained(case):
     dataset = data.load(name, source="samples", train_limit=images)
     state = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=0, quiet=True).state_dict()
     # the digest: another JPEG library may decode a pixel otherwise
-    where = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "data": dataset.digest}
-    return state, where
+    return state, {"torch": torch.__version__, "cpu": processor(), "data": dataset.digest}
+
+
+def processor():
+    """What libraries choose their kernels by: instruction set, and which processor it is."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        lines = []
+    known = {name.strip(): value.strip() for name, _, value in lines}
+    model = [known[name] for name in ("vendor_id", "cpu family", "model") if name in known] or [platform.processor()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *model])
 
 
 def norms(state):
