@@ -8,13 +8,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -24,19 +23,17 @@ import mgenb
 from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, figures, telling
+from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
 from mgenb.lab.pairs import Pair, parse
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
-Place = tuple[str, str]  # dataset and architecture of base networks
 Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
 NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
-VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
-AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
@@ -83,17 +80,26 @@ def _as_type(name: str, value: Any, wanted: type) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class _Bases:
-    """Base networks as claims see them: their scale, accuracy by chance (%), and why they prove nothing or ""."""
+@dataclass
+class Notes:
+    """What a run writes down for its record, beside settings and verdicts."""
 
-    scale: claims.Scale
-    chance: float
-    unfit: str
+    data: list[dict[str, Any]] = field(default_factory=list)
+    mechanism: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+    timed: dict[str, Any] = field(default_factory=dict)  # tables that two equal runs do not have in common
+    test_uses: list[dict[str, Any]] = field(default_factory=list)
+    leaks: list[dict[str, str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
 
 
 class Run:
-    """One run of a notebook; made by `start`. `s` holds the resolved settings."""
+    """One run of a notebook; made by `start`.
+
+    What is run: settings (`s`), data, base networks, the final test. What was found: `found`, judged at the end.
+    What is written: `notes`; see `record_of`.
+    """
 
     def __init__(
         self,
@@ -106,24 +112,11 @@ class Run:
         self.notebook, self.profile, self.seed, self.device = notebook, profile, seed, device
         self.s = SimpleNamespace(**settings)
         self.settings = settings
-        self._began = time.monotonic()
-        self._estimates: dict[str, stats.Estimate] = {}
-        self._differ: dict[str, bool] = {}
-        self._blocked: dict[str, str] = {}
-        self._made: dict[Place, _Bases] = {}  # first ones first
-        self._places_of: dict[str, list[Place]] = {}  # claim -> where its evidence comes from
-        self._verdicts: list[claims.Verdict] = []
-        self._figures: list[str] = []
-        self._timed: dict[str, Any] = {}
-        self._unfinished: list[Path] = []
-        self._result: dict[str, Any] = {
-            "data": [],
-            "mechanism": {},
-            "tables": {},
-            "test_uses": [],
-            "bases": [],
-            "readings": [],
-        }
+        self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
+        self.found = Evidence()
+        self.notes = Notes()
+        self.made: dict[Place, Bases] = {}  # the first ones first
+        self.began = time.monotonic()
 
     def pairs(self) -> list[Pair]:
         """Return the networks and datasets that the setting `pairs` names."""
@@ -155,7 +148,7 @@ class Run:
         ).to(self.device)
         counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
         print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
-        self._result["data"].append(dataset.describe())
+        self.notes.data.append(dataset.describe())
         return dataset
 
     def bases(
@@ -186,14 +179,11 @@ class Run:
         if finish:
             for net in nets:
                 finish(net)
-        accuracies = [population.accuracy(net, dataset.val) for net in nets]
-        self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine = min(accuracies) >= floor
-        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
+        accuracies = tuple(population.accuracy(net, dataset.val) for net in nets)
+        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {min(accuracies) >= floor}")
         scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-        unfit = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
         place = pair.dataset if pair else dataset.name, arch
-        self._made[place] = _Bases(scale, 100 / dataset.num_classes, "" if fine else unfit)
+        self.made[place] = Bases(scale, 100 / dataset.num_classes, floor, accuracies)
         return nets
 
     def _by_hand(self) -> str:
@@ -215,131 +205,16 @@ class Run:
             raise MgenbError("final_test was given no models")
         reason = f"{self.notebook.stem}: {len(models)} models"
         test = dataset.test.unseal(reason)
-        self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
+        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
         return {
             label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()
         }
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self._result.setdefault("leaks", []).append({"dataset": dataset.name, "reason": reason})
+        self.notes.leaks.append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
-
-    def mechanism(self, name: str, value: object) -> None:
-        """Print and record a fact of the method that holds at any scale; nbval compares it."""
-        self._result["mechanism"][name] = value
-        print(f"mechanism {name}: {value}")
-
-    def knows(self, claim_id: str) -> bool:
-        """Return whether the registry has this claim of the notebook; of pairs that no paper tried it has none."""
-        return any(claim.id == claim_id for claim in self._claims())
-
-    def fit(self, pair: Pair) -> bool:
-        """Return whether the base networks of `pair` are above its floor."""
-        return not self._made[pair.dataset, pair.arch].unfit
-
-    def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pairs: Iterable[Pair] = ()
-    ) -> None:
-        """Record what was measured for a claim, on the networks of `pairs` or else the first ones.
-
-        `differ`: whether the generated models differ from their base.
-        """
-        claims.get(claim_id)
-        self._estimates[claim_id] = estimate
-        self._places_of[claim_id] = [(pair.dataset, pair.arch) for pair in pairs]
-        if differ is not None:
-            self._differ[claim_id] = differ
-
-    def not_tested(self, claim_id: str, reason: str) -> None:
-        """Say why this notebook does not test a claim."""
-        self._blocked[claims.get(claim_id).id] = reason
-
-    def compare(
-        self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str, pair: Pair | None = None
-    ) -> None:
-        """Record as evidence how many points more `worse` loses than `better` (see `points_lost`).
-
-        Where both are at chance the claim is *not tested*: nothing is left to compare.
-        """
-        self.evidence(
-            claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)), pairs=[pair] if pair else ()
-        )
-        left = max(_accuracy(look, method) for method in (better, worse))
-        if left < self._made[self._places(claim_id)[0]].chance + AT_CHANCE:
-            self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
-
-    def _places(self, claim_id: str) -> list[Place]:
-        return self._places_of.get(claim_id) or list(self._made)[:1]
-
-    def _scale_of(self, claim_id: str) -> claims.Scale:
-        """Return the scale of a claim's evidence: of several pairs all names, and the data furthest from official."""
-        if (claim := claims.get(claim_id)).counted:
-            return claims.Scale(self.profile, "no data", "none", str(claim.scale.get("arch", "any")))
-        scales = [self._made[place].scale for place in self._places(claim_id)]
-        names = {key: ", ".join(dict.fromkeys(getattr(one, key) for one in scales)) for key in ("dataset", "arch")}
-        return replace(max(scales, key=lambda one: VARIANTS.index(one.variant)), **names)
-
-    def _unfit_for(self, claim_id: str) -> str:
-        """Return why no network behind a claim's evidence is sound; "" where one is, or none is needed."""
-        if claims.get(claim_id).counted:
-            return ""
-        reasons = [self._made[place].unfit for place in self._places(claim_id)]
-        return reasons[0] if all(reasons) and reasons else ""
-
-    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
-        """Record what another reading of the ambiguous method measured for a claim."""
-        low, high = estimate.interval()
-        blocked = claim_id in self._blocked or bool(self._unfit_for(claim_id)) or not self._differ.get(claim_id, True)
-        verdict = claims.NOT_TESTED if blocked else claims.decide(claims.get(claim_id), (low, high))
-        ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
-        entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
-        self._result["readings"].append({**entry, "verdict": verdict})
-
-    def readings_table(self) -> pd.DataFrame:
-        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
-        return pd.DataFrame(self._result["readings"]).set_index(["claim", "reading"]).round(2)
-
-    def paper_says(self) -> None:
-        """Print the claims of this notebook, from the registry; the cells of a table in one line."""
-        print("\n".join(telling.sentences(self._claims())))
-
-    def _claims(self) -> list[claims.Claim]:
-        return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
-
-    def verdicts(self) -> None:
-        """Judge the evidence as one family (Holm) and print one token a claim; settings are not judged."""
-        if not self._made:
-            raise MgenbError("no base networks were made: call run.bases before run.verdicts")
-        judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
-        unfit = {name: reason for name in judged if (reason := self._unfit_for(name))}
-        missing = {name: telling.UNTRIED for name in judged if name not in self._estimates}
-        scales = {name: self._scale_of(name) for name in judged}
-        self._verdicts = claims.judge(
-            self._estimates, scales, blocked={**unfit, **missing, **self._blocked}, differ=self._differ
-        )
-        print("\n".join(telling.tokens(self._verdicts)))
-
-    def claims_table(self) -> pd.DataFrame:
-        """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
-        return telling.table(self._claims(), self._verdicts)
-
-    def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
-        """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
-        tables = self._timed if timed else self._result["tables"]
-        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
-        return frame
-
-    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
-        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
-        places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._made)
-        shown = [self._made[place].scale for place in places]
-        text = ", ".join([f"profile {self.profile}", *(f"{s.arch} on {s.dataset} [{s.variant}]" for s in shown)])
-        figures.caption(figure, text)
-        file = f"{self.notebook.stem}-{name}.png"
-        figures.save(figure, catalog.output_dir(self.profile) / file)
-        self._figures.append(file)
 
     def checkpoint(self, name: str) -> Path | None:
         """Return the file from which a long computation goes on when the same run is started again, until `finish`.
@@ -350,58 +225,139 @@ class Run:
             return None
         told = {"profile": self.profile, "seed": self.seed, "settings": self.settings}
         file = store.unfinished(f"{self.notebook.stem}-{name}", told)
-        self._unfinished.append(file)
+        self.notes.unfinished.append(file)
         return file
+
+    def knows(self, claim_id: str) -> bool:
+        """Return whether the registry has this claim of the notebook; of pairs that no paper tried it has none."""
+        return any(claim.id == claim_id for claim in self.family)
+
+    def fit(self, pair: Pair) -> bool:
+        """Return whether the base networks of `pair` are sound, so that something can rest on them."""
+        return not self.made[place_of(pair)].unfit
+
+    def evidence(
+        self, claim_id: str, estimate: stats.Estimate, *, differ: bool = True, pairs: Iterable[Pair] = ()
+    ) -> None:
+        """Store what was measured for a claim, on the networks of `pairs` or else the first ones.
+
+        `differ`: whether the generated models differ from their base.
+        """
+        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, pairs)), differ)
+
+    def compare(self, claim_id: str, look: Look, better: str, worse: str, pair: Pair | None = None) -> None:
+        """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
+
+        Where both are at chance the claim is *not tested*: nothing is left to compare.
+        """
+        places = (place_of(pair),) if pair else ()
+        self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
+
+    def not_tested(self, claim_id: str, reason: str) -> None:
+        """Store why this notebook does not test a claim."""
+        self.found.untested[self._own(claim_id)] = reason
+
+    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
+        """Store what another reading of the ambiguous method measured for a claim."""
+        self.found.readings[self._own(claim_id), reading] = estimate
+
+    def _own(self, claim_id: str) -> str:
+        if claims.get(claim_id) not in self.family:
+            raise MgenbError(f"claim {claim_id!r} is judged in {claims.get(claim_id).notebook}, not in this notebook")
+        return claim_id
+
+    def judged(self) -> Judged:
+        """Judge all that was found until now."""
+        return judge(self.family, self.found, self.made)
+
+    def paper_says(self) -> None:
+        """Print the claims of this notebook, from the registry; the cells of a table in one line."""
+        print("\n".join(telling.sentences(self.family)))
+
+    def verdicts(self) -> None:
+        """Judge what was found as one family (Holm) and print one token a claim."""
+        print("\n".join(telling.tokens(self.judged().verdicts)))
+
+    def claims_table(self) -> pd.DataFrame:
+        """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
+        return telling.table(self.family, self.judged().verdicts)
+
+    def readings_table(self) -> pd.DataFrame:
+        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
+        return pd.DataFrame(self.judged().readings).set_index(["claim", "reading"]).round(2)
+
+    def mechanism(self, name: str, value: object) -> None:
+        """Print and record a fact of the method that holds at any scale; nbval compares it."""
+        self.notes.mechanism[name] = value
+        print(f"mechanism {name}: {value}")
+
+    def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
+        """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
+        tables = self.notes.timed if timed else self.notes.tables
+        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        return frame
+
+    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
+        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
+        places = [place_of(pair) for pair in pairs] or list(self.made)
+        scales = [self.made[place].scale for place in places]
+        networks = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
+        figures.caption(figure, ", ".join([f"profile {self.profile}", *networks]))
+        file = f"{self.notebook.stem}-{name}.png"
+        figures.save(figure, catalog.output_dir(self.profile) / file)
+        self.notes.figures.append(file)
 
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
         path = catalog.output_dir(self.profile) / f"{self.notebook.stem}.json"
-        margins = {claim.id: claim.margin for claim in self._claims()}
-        result = {
-            "seed": self.seed,
-            "settings": self.settings,
-            "registry": claims.registry_hash(),
-            "margins": margins,
-            "claims": [verdict.to_json() for verdict in self._verdicts],
-            **self._result,
-        }
-        named = {"stem": self.notebook.stem, "profile": self.profile}
-        context = {**self._context(), "timed": self._timed}
-        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": context})
-        for file in self._unfinished:
+        record = record_of(self)
+        store.write_json(path, record)
+        for file in self.notes.unfinished:
             file.unlink(missing_ok=True)
-        print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
+        print(f"record {path.name}: {len(record['result']['claims'])} verdicts, {len(self.notes.figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 
-    def _context(self) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
-        return {
-            "mgenb": mgenb.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._began, 1),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        }
+
+def place_of(pair: Pair) -> Place:
+    """Return where the evidence from a pair's base networks comes from."""
+    return pair.dataset, pair.arch
 
 
-def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
-    """Return the points of accuracy that `method` lost against the base, float64, one number a base network.
+def record_of(run: Run) -> dict[str, Any]:
+    """Return the record of a run as JSON data: what was run, what was found and judged, and where."""
+    judged = run.judged() if run.made else Judged()
+    notes = run.notes
+    bases = [(made.scale, {"val_accuracy": list(made.val_accuracy)}) for made in run.made.values()]
+    result = {
+        "seed": run.seed,
+        "settings": run.settings,
+        "registry": claims.registry_hash(),
+        "margins": {claim.id: claim.margin for claim in run.family},
+        "claims": [verdict.to_json() for verdict in judged.verdicts],
+        "data": notes.data,
+        "mechanism": notes.mechanism,
+        "tables": notes.tables,
+        "test_uses": notes.test_uses,
+        "bases": [{"dataset": scale.dataset, "arch": scale.arch, **accuracies} for scale, accuracies in bases],
+        "readings": list(judged.readings),
+        **({"leaks": notes.leaks} if notes.leaks else {}),
+    }
+    context = {**_context(run), "timed": notes.timed}
+    named = {"stem": run.notebook.stem, "profile": run.profile}
+    return {**named, "result": result, "figures": notes.figures, "context": context}
 
-    `look` maps (label, base index, draw) to which images are right, and holds ("base", index, 0) for every
-    base; the draws of one base are averaged, since they are not independent.
-    """
-    hits = {key: 100 * right.double().mean().item() for key, right in look.items()}
-    lost = []
-    for index in sorted({base for _, base, _ in look}):
-        draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
-        lost.append(hits["base", index, 0] - np.mean(draws))
-    return np.array(lost)
 
-
-def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:
-    return 100 * float(np.mean([right.double().mean() for (label, _, _), right in look.items() if label == method]))
+def _context(run: Run) -> dict[str, Any]:
+    cuda = run.device.type == "cuda"
+    return {
+        "mgenb": mgenb.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - run.began, 1),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }

@@ -1,5 +1,6 @@
 """The context of a notebook: parameters, the sealed test split, verdicts and the record."""
 
+import itertools
 import json
 import platform
 import re
@@ -14,7 +15,7 @@ import mgenb
 from mgenb import claims, frequency, lab, mge, population, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog
+from mgenb.lab import catalog, evidence
 
 STEM = "01_frequency_sensitivity"
 TINY = {"bases": 3, "epochs": 1, "train": 300, "val": 100, "test": 100, "floor": 5.0}
@@ -250,7 +251,7 @@ def test_two_runs_have_equal_results_and_another_seed_another(record, out):
 
 def test_a_record_can_be_written_with_too_few_networks_for_an_interval(out, capsys):
     run, _, _ = toy(bases=2)
-    verdict = next(v for v in run._verdicts if v.claim.id == "mge.fig6.high_worse_than_low")
+    verdict = next(v for v in run.judged().verdicts if v.claim.id == "mge.fig6.high_worse_than_low")
     assert verdict.verdict == "inconclusive"
     reading = catalog.read_record(out / f"{STEM}.json")["result"]["readings"][0]
     assert reading["low"] is None
@@ -349,6 +350,38 @@ def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
     assert list(run.readings_table()["verdict"]) == ["not tested"]
 
 
+STORED = {  # what a notebook may say about one claim, in any order
+    "reading": lambda run: run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0])),
+    "compare": lambda run: run.compare("mge.fig6.high_worse_than_low", look_of(95, 10), better="a", worse="b"),
+    "evidence": lambda run: run.evidence("mge.fig6.high_worse_than_mid", stats.mean([20.0, 21.0, 22.0])),
+    "not_tested": lambda run: run.not_tested("mge.fig6.high_worse_than_mid", "for a reason"),
+    "reading_of_it": lambda run: run.reading("mge.fig6.high_worse_than_mid", "flat", stats.mean([20.0, 21.0, 22.0])),
+}
+
+
+def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
+    told = set()
+    for order in itertools.permutations(STORED):
+        run = start(**TINY)
+        run.made["mnist", "lenet"] = evidence.Bases(claims.Scale("quick", "sample", "mnist", "lenet"), 10, 5, (90.0,))
+        for name in order:
+            STORED[name](run)
+        capsys.readouterr()
+        run.verdicts()
+        reasons = {verdict.claim.id: verdict.reason for verdict in run.judged().verdicts}
+        told.add((capsys.readouterr().out, str(reasons), str(run.readings_table()["verdict"].sort_index())))
+    ((tokens, reasons, readings),) = told
+    assert "mge.fig6.high_worse_than_low: not tested [quick, sample]\n" in tokens
+    assert "'mge.fig6.high_worse_than_low': 'both at chance: at most 11.0 % are right'" in reasons
+    assert "'mge.fig6.high_worse_than_mid': 'for a reason'" in reasons
+    assert readings.count("not tested") == 2
+
+
+def test_evidence_for_a_claim_of_another_notebook_is_refused():
+    with pytest.raises(MgenbError, match="is judged in 02_zero_filling, not in this notebook"):
+        start().evidence("mge.fig5.harmless", stats.mean([1.0, 2.0, 3.0]))
+
+
 def several(tmp_pairs, **own):
     """A run of notebook 06 on tiny pairs."""
     return lab.start(
@@ -374,7 +407,7 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
     printed = capsys.readouterr().out
     assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample" in printed
     assert "mge.table2.* (32 value claims): not tested [quick, sample" in printed
-    found = {verdict.claim.id: verdict for verdict in run._verdicts}
+    found = {verdict.claim.id: verdict for verdict in run.judged().verdicts}
     below = found["mge.table2.as_good.fashion_mnist.lenet"]
     assert below.verdict == claims.NOT_TESTED
     assert below.scale.dataset == "fashion_mnist"
@@ -405,4 +438,4 @@ def test_finished_networks_are_what_the_floor_sees(capsys):
     nets = run.bases(dataset, pair, finish=finish)
     assert all((population.predict(net, dataset.val) == 3).all() for net in nets)
     assert not run.fit(pair)
-    assert max(run._result["bases"][-1]["val_accuracy"]) < 20
+    assert max(run.made["mnist", "lenet"].val_accuracy) < 20
