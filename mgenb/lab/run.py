@@ -33,7 +33,6 @@ Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
-NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
@@ -116,6 +115,7 @@ class Run:
         self.found = Evidence()
         self.notes = Notes()
         self.made: dict[Place, Bases] = {}  # the first ones first
+        self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.began = time.monotonic()
 
     def pairs(self) -> list[Pair]:
@@ -184,13 +184,14 @@ class Run:
         scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
         place = pair.dataset if pair else dataset.name, arch
         self.made[place] = Bases(scale, 100 / dataset.num_classes, floor, accuracies)
+        self._nets[place] = dataset.digest, nets
         return nets
 
     def _by_hand(self) -> str:
-        """Name the settings that are not the profile's, as "t=0.99", but for how much is averaged over."""
-        usual = self.notebook.defaults(self.profile)
-        told = {name: v for name, v in self.settings.items() if v != usual[name] and name not in NOT_TOLD}
-        return ", ".join(f"{name}={value}" for name, value in told.items())
+        """Name seed and settings that are not the profile's, as "t=0.99": whatever may move a verdict is named."""
+        usual = {**self.notebook.defaults(self.profile), "seed": 0}
+        given = {**self.settings, "seed": self.seed}
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value != usual[name])
 
     def final_test(
         self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
@@ -199,13 +200,19 @@ class Run:
 
         `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes
         (network, test split, state_dict or None) and by default says which images are right (bool [n], CPU);
-        an attack is another. The look is counted and stands in the record.
+        an attack is another. The look is counted and stands in the record. The base networks of `dataset` are
+        looked at too: where they fail on test images, what rests on them is *not tested*.
         """
         if not models:
             raise MgenbError("final_test was given no models")
         reason = f"{self.notebook.stem}: {len(models)} models"
         test = dataset.test.unseal(reason)
         self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
+        for place, (digest, nets) in self._nets.items():
+            known = self.made[place].test_accuracy or digest != dataset.digest or "test" in dataset.apart
+            if not known:
+                accuracies = tuple(population.accuracy(net, test) for net in nets)
+                self.made[place] = replace(self.made[place], test_accuracy=accuracies)
         return {
             label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()
         }
@@ -327,7 +334,15 @@ def record_of(run: Run) -> dict[str, Any]:
     """Return the record of a run as JSON data: what was run, what was found and judged, and where."""
     judged = run.judged() if run.made else Judged()
     notes = run.notes
-    bases = [(made.scale, {"val_accuracy": list(made.val_accuracy)}) for made in run.made.values()]
+    bases = [
+        {
+            "dataset": made.scale.dataset,
+            "arch": made.scale.arch,
+            "val_accuracy": list(made.val_accuracy),
+            "test_accuracy": list(made.test_accuracy),
+        }
+        for made in run.made.values()
+    ]
     result = {
         "seed": run.seed,
         "settings": run.settings,
@@ -338,7 +353,7 @@ def record_of(run: Run) -> dict[str, Any]:
         "mechanism": notes.mechanism,
         "tables": notes.tables,
         "test_uses": notes.test_uses,
-        "bases": [{"dataset": scale.dataset, "arch": scale.arch, **accuracies} for scale, accuracies in bases],
+        "bases": bases,
         "readings": list(judged.readings),
         **({"leaks": notes.leaks} if notes.leaks else {}),
     }

@@ -4,6 +4,7 @@ import itertools
 import json
 import platform
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,12 @@ from matplotlib.figure import Figure
 
 import mgenb
 from mgenb import claims, frequency, lab, mge, population, stats
-from mgenb.data import Split
+from mgenb.data import SealedSplit, Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, evidence
 
 STEM = "01_frequency_sensitivity"
-TINY = {"bases": 3, "epochs": 1, "train": 300, "val": 100, "test": 100, "floor": 5.0}
+TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 5.0}
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +158,7 @@ def test_every_look_counts(capsys):
 
 
 # a token says which parameters were set by hand: this is not what the profile measures
-BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=1]"
+BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=12, bases=3, floor=5.0]"
 
 
 def test_verdicts_are_printed_as_one_token_a_line(capsys):
@@ -186,7 +187,9 @@ def test_below_the_floor_no_claim_is_tested(capsys):
         run.evidence(claim_id, stats.mean([20.0, 21.0, 22.0]))
     capsys.readouterr()
     run.verdicts()
-    assert set(capsys.readouterr().out.splitlines()) == {f"{name}: not tested {BY_HAND}" for name in own}
+    assert set(capsys.readouterr().out.splitlines()) == {
+        f"{name}: not tested {BY_HAND.replace('floor=5.0', 'floor=99.9')}" for name in own
+    }
 
 
 def test_what_is_counted_of_an_architecture_needs_no_sound_network(capsys):
@@ -350,6 +353,38 @@ def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
     assert list(run.readings_table()["verdict"]) == ["not tested"]
 
 
+@pytest.mark.parametrize(
+    ("given", "named"), [({"floor": 5.0}, ", floor=5.0]"), ({"repeats": 3}, "repeats=3]"), ({"seed": 1}, "seed=1]")]
+)
+def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
+    run = start(**{**TINY, **given})
+    run.bases(run.load())
+    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
+    run.verdicts()
+    assert all(line.endswith("]") and named.strip("]") in line for line in capsys.readouterr().out.splitlines()[-3:])
+
+
+@pytest.mark.parametrize(
+    ("floor", "why"), [(0.0, "% on test, which is chance"), (5.0, "% on test, below the floor of")]
+)
+def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why):
+    run = start(**{**TINY, "floor": floor})
+    dataset = run.load()
+    shifted = dataset.test.unseal("labels that the networks cannot know")
+    shifted = replace(shifted, labels=(shifted.labels + 1) % 10)
+    dataset = replace(dataset, test=SealedSplit(shifted))
+    nets = run.bases(dataset)
+    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
+    run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
+    before = {verdict.claim.id: verdict.verdict for verdict in run.judged().verdicts}
+    assert before["mge.fig6.high_worse_than_low"] == "reproduced"
+    run.final_test(dataset, {"zeroed": (nets[0], {**nets[0].state_dict(), "net.fc2.bias": torch.zeros(10)})})
+    after = {verdict.claim.id: verdict for verdict in run.judged().verdicts}["mge.fig6.high_worse_than_low"]
+    assert after.verdict == "not tested"
+    assert why in after.reason
+    assert run.judged().readings[0]["verdict"] == "not tested"
+
+
 STORED = {  # what a notebook may say about one claim, in any order
     "reading": lambda run: run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0])),
     "compare": lambda run: run.compare("mge.fig6.high_worse_than_low", look_of(95, 10), better="a", worse="b"),
@@ -390,7 +425,7 @@ def several(tmp_pairs, **own):
 
 
 def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
-    run = several("mnist:lenet:mge-adam:1:300:5, fashion_mnist:lenet:mge-adam:1:200:99")
+    run = several("mnist:lenet:mge-adam:12:300:5, fashion_mnist:lenet:mge-adam:1:200:99")
     for pair in run.pairs():
         dataset = run.load(pair)
         assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (
@@ -416,7 +451,7 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
 
 
 def test_a_table_of_untested_cells_shares_one_line_and_one_row(capsys):
-    run = several("mnist:lenet:mge-adam:1:300:5")
+    run = several("mnist:lenet:mge-adam:12:300:5")
     capsys.readouterr()
     run.paper_says()
     lines = capsys.readouterr().out.splitlines()
