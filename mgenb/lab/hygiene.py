@@ -11,6 +11,7 @@ from mgenb.lab.execute import TYPES, parameters_of
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
+CUT = re.compile(r"\.\.\.</t[dh]>")
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
     *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
@@ -119,6 +120,8 @@ def _outputs(cell: Any) -> Iterator[str]:
         for text in _texts(output):
             if place := PLACE.search(text):
                 yield f"a path of a machine in the output: {place[0]!r}"
+            if CUT.search(text):
+                yield "a table is cut with '...'"
             if timed and (speed := SPEED.search(text)):
                 yield f"a time or speed in checked output: {speed[0]!r}"
 

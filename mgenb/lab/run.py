@@ -22,7 +22,7 @@ from torch import nn
 import mgenb
 from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures, telling
+from mgenb.lab import catalog, figures, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
 from mgenb.lab.pairs import Pair, parse
 
@@ -52,6 +52,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
         if value != PROFILES_VALUE[type(defaults[name])]:
             settings[name] = _as_type(name, value, type(defaults[name]))
     figures.use_style()
+    tables.use_tables()
     run = Run(notebook, profile, seed, population.device(device), settings)
     print(f"{stem}: profile {profile}, seed {seed}")
     for name, value in settings.items():

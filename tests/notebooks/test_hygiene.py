@@ -71,6 +71,7 @@ MUTATIONS: dict[str, tuple[Callable[[Any], None], str]] = {
     "seconds": (printed("took 3 seconds\n"), "a time or speed"),
     "time": (printed("took 3.5s\n"), "a time or speed"),
     "speed": (printed("30 it/s\n"), "a time or speed"),
+    "cut table": (printed("<td>The statement of a cl...</td>"), "a table is cut"),
     "long cell": (with_source(1, "print('fine')\n" + "a = 1\n" * 15), "16 lines, more than 15"),
     "semicolon": (with_source(1, "print('fine');"), "ends with ';'"),
     "not python": (with_source(1, "%matplotlib inline"), "not plain Python"),
