@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mgenb.lab.execute import TYPES, parameters_of
-
+TYPES = {"str", "int", "float", "bool", "list"}
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
@@ -69,12 +68,21 @@ def _parameters(path: Path, nb: Any) -> Iterator[str]:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             yield f"parameters: {line!r} is not name: type = value"
         elif declared.get(statement.target.id) not in TYPES:
-            yield f"parameters: papermill cannot read the name and type of {line!r}"
+            yield f"parameters: papermill cannot read the name and type of {line!r}; has its line a second '='?"
+        elif not isinstance(statement.value, ast.Constant):
+            yield f"parameters: {line!r} is derived; right is one constant, None for what the profile says"
+
+
+def parameters_of(path: Path) -> dict[str, str]:
+    """Return name -> type name of the parameters that papermill finds in a notebook."""
+    import papermill
+
+    return {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
 
 
 def _source(cell: Any) -> Iterator[str]:
     lines = cell.source.splitlines()
-    if len(lines) > LONGEST_CELL:
+    if len(lines) > LONGEST_CELL and "parameters" not in _tags(cell):
         yield f"{len(lines)} lines, more than {LONGEST_CELL}"
     if cell.source.rstrip().endswith(";"):
         yield "ends with ';', which nbval does not honour"

@@ -1,14 +1,13 @@
 """The context of one notebook run: settings, data, base networks, evidence, verdicts, and the record."""
 
 import json
-import math
 import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,63 +20,35 @@ from torch import nn
 
 import mgenb
 from mgenb import claims, data, population, stats, store, training
-from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures, tables, telling
+from mgenb.errors import MgenbError
+from mgenb.lab import catalog, figures, parameters, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
-from mgenb.lab.pairs import Pair, parse
+from mgenb.lab.networks import Network
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
 Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
-PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
-SHARES = ("t", "share")
-
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
-    """Resolve profile, device and parameters of the notebook `stem`, print them, and return the run.
+    """Check profile, device and parameters of the notebook `stem`, print them, and return the run.
 
-    A parameter given as 0 (int), -1.0 (float) or "" takes the profile's value. Raises MgenbError for an unknown
-    profile, parameter or device, a negative seed, or a value of the wrong type.
+    A parameter that is None takes the profile's value. Raises MgenbError for what is not right (`parameters.check`).
     """
     notebook = catalog.find(stem)
-    defaults = notebook.defaults(profile)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise MgenbError(f"seed is {seed!r}; right is a whole number of at least 0")
-    settings = dict(defaults)
-    for name, value in own.items():
-        if name not in defaults:
-            raise MgenbError(f"{stem} has no parameter {name!r}{nearest(name, defaults)}")
-        if value != PROFILES_VALUE[type(defaults[name])]:
-            settings[name] = _as_type(name, value, type(defaults[name]))
+    chosen = parameters.check(notebook, profile, {"seed": seed, "device": device, **own})
     figures.use_style()
     tables.use_tables()
-    run = Run(notebook, profile, seed, population.device(device), settings)
-    print(f"{stem}: profile {profile}, seed {seed}")
-    for name, value in settings.items():
-        print(f"  {name} = {value}")
-    print(f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
-    return run
-
-
-def _as_type(name: str, value: Any, wanted: type) -> Any:
-    if isinstance(value, str) and wanted in (int, float):
-        try:
-            value = float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            raise MgenbError(f"{name} is {value!r}; right is a number ({wanted.__name__})") from None
-    if wanted is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if wanted is float and isinstance(value, int):
-        value = float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
-        raise MgenbError(f"{name} is {value!r}; right is a value of type {wanted.__name__}")
-    if isinstance(value, int | float) and not 0 <= value < math.inf:
-        raise MgenbError(f"{name} is {value!r}; right is a number of at least 0")
-    if name in SHARES and isinstance(value, int | float) and value > 1:
-        raise MgenbError(f"{name} is {value!r}; right is a number from 0 to 1")
-    return value
+    print(f"{stem}: profile {profile}, seed {chosen.seed}")
+    for name, value in chosen.settings.items():
+        print(f"  {name} = {parameters.as_text(value)}")
+    for network in chosen.networks:
+        images = f", {network.images} images" if network.images else ""
+        how = f"{network.recipe}, {network.epochs} epochs{images}, floor {network.floor:g} %"
+        print(f"  {network.name}: {network}, {how}")
+    print(f"device {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
+    return Run(notebook, chosen)
 
 
 @dataclass
@@ -101,17 +72,11 @@ class Run:
     What is written: `notes`; see `record_of`.
     """
 
-    def __init__(
-        self,
-        notebook: catalog.Notebook,
-        profile: str,
-        seed: int,
-        device: torch.device,
-        settings: dict[str, Any],
-    ) -> None:
-        self.notebook, self.profile, self.seed, self.device = notebook, profile, seed, device
-        self.s = SimpleNamespace(**settings)
-        self.settings = settings
+    def __init__(self, notebook: catalog.Notebook, chosen: parameters.Parameters) -> None:
+        self.notebook, self.chosen = notebook, chosen
+        self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
+        self.settings, self.networks = chosen.settings, chosen.networks
+        self.s = SimpleNamespace(**chosen.settings)
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
         self.notes = Notes()
@@ -119,24 +84,20 @@ class Run:
         self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.began = time.monotonic()
 
-    def pairs(self) -> list[Pair]:
-        """Return the networks and datasets that the setting `pairs` names."""
-        return parse(self.s.pairs)
-
-    def load(self, pair: Pair | None = None, *, whole: bool = False) -> data.Dataset:
-        """Return the dataset of `pair`, or of the settings, on the device; `whole`: without the settings' limits.
+    def load(self, network: Network | None = None, *, whole: bool = False) -> data.Dataset:
+        """Return the dataset of `network`, or of the settings, on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
-        same on every machine. A limit of 0 means all there are.
+        same on every machine.
         """
         s = self.s
-        name = pair.dataset if pair else s.dataset
-        limits = (s.train if not pair else 0, s.val, s.test)
+        name = network.dataset if network else s.dataset
+        limits: tuple[Any, ...] = ("all" if network else s.train, s.val, s.test)
         if whole:
-            limits = (0, 0, 0)
-        elif pair and pair.images:
-            limits = (pair.images, pair.images // 5, pair.images // 5)
-        train, val, test = (limit or None for limit in limits)
+            limits = ("all", "all", "all")
+        elif network and network.images:
+            limits = (network.images, network.images // 5, network.images // 5)
+        train, val, test = (None if limit == "all" else limit for limit in limits)
         quick = self.profile == "quick" and name in data.NAMES
         dataset = data.load(
             name,
@@ -155,44 +116,37 @@ class Run:
     def bases(
         self,
         dataset: data.Dataset,
-        pair: Pair | None = None,
+        network: Network | None = None,
         *,
-        arch: str = "",
-        epochs: int = 0,
-        count: int = 0,
+        arch: str | None = None,
+        epochs: int | None = None,
+        count: int | None = None,
         finish: Callable[[nn.Module], None] | None = None,
     ) -> list[nn.Module]:
-        """Return trained base networks, each from a seed of its own; what is left out comes from pair or settings.
+        """Return trained base networks, each from a seed of its own; what is left out comes from network or settings.
 
         `finish` changes each of them in place, after the cache and before its accuracy is taken.
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         s = self.s
-        arch, epochs = (pair.arch, pair.epochs) if pair else (arch or s.arch, epochs or s.epochs)
-        recipe, floor = (pair.recipe, pair.floor) if pair else (s.recipe, s.floor)
-        count = count or s.bases
+        how = network or SimpleNamespace(arch=s.arch, recipe=s.recipe, epochs=s.epochs, floor=s.floor)
+        arch, epochs, count = arch or how.arch, how.epochs if epochs is None else epochs, count or s.bases
         first = 1000 * self.seed
         nets = [
-            training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=one)
-            for one in range(first, first + count)
+            training.trained(arch, dataset, recipe=how.recipe, epochs=epochs, seed=seed)
+            for seed in range(first, first + count)
         ]
         if finish:
             for net in nets:
                 finish(net)
         accuracies = tuple(population.accuracy(net, dataset.val) for net in nets)
-        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {min(accuracies) >= floor}")
-        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-        place = pair.dataset if pair else dataset.name, arch
-        self.made[place] = Bases(scale, 100 / dataset.num_classes, floor, accuracies)
+        print(f"{count} x {arch}, every one at least {how.floor:g} % on validation: {min(accuracies) >= how.floor}")
+        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self.chosen.by_hand)
+        place = network.dataset if network else dataset.name, arch
+        self.made[place] = Bases(scale, 100 / dataset.num_classes, how.floor, accuracies)
         self._nets[place] = dataset.digest, nets
         return nets
-
-    def _by_hand(self) -> str:
-        """Name seed and settings that are not the profile's, as "t=0.99": whatever may move a verdict is named."""
-        usual = {**self.notebook.defaults(self.profile), "seed": 0}
-        given = {**self.settings, "seed": self.seed}
-        return ", ".join(f"{name}={value}" for name, value in given.items() if value != usual[name])
 
     def final_test(
         self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
@@ -231,34 +185,34 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings}
+        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
         file = store.unfinished(f"{self.notebook.stem}-{name}", told)
         self.notes.unfinished.append(file)
         return file
 
     def knows(self, claim_id: str) -> bool:
-        """Return whether the registry has this claim of the notebook; of pairs that no paper tried it has none."""
+        """Return whether the registry has this claim of the notebook; of networks that no paper tried it has none."""
         return any(claim.id == claim_id for claim in self.family)
 
-    def fit(self, pair: Pair) -> bool:
-        """Return whether the base networks of `pair` are sound, so that something can rest on them."""
-        return not self.made[place_of(pair)].unfit
+    def fit(self, network: Network) -> bool:
+        """Return whether the base networks of `network` are sound, so that something can rest on them."""
+        return not self.made[place_of(network)].unfit
 
     def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool = True, pairs: Iterable[Pair] = ()
+        self, claim_id: str, estimate: stats.Estimate, *, differ: bool = True, networks: Iterable[Network] = ()
     ) -> None:
-        """Store what was measured for a claim, on the networks of `pairs` or else the first ones.
+        """Store what was measured for a claim, on `networks` or else the first ones.
 
         `differ`: whether the generated models differ from their base.
         """
-        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, pairs)), differ)
+        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ)
 
-    def compare(self, claim_id: str, look: Look, better: str, worse: str, pair: Pair | None = None) -> None:
+    def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
         Where both are at chance the claim is *not tested*: nothing is left to compare.
         """
-        places = (place_of(pair),) if pair else ()
+        places = (place_of(network),) if network else ()
         self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
@@ -305,12 +259,12 @@ class Run:
         tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
-    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
-        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
-        places = [place_of(pair) for pair in pairs] or list(self.made)
+    def figure(self, name: str, figure: Figure, networks: Iterable[Network] = ()) -> None:
+        """Caption (with `networks`, or else all), save and record a figure; it is shown because the cell drew it."""
+        places = [place_of(network) for network in networks] or list(self.made)
         scales = [self.made[place].scale for place in places]
-        networks = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
-        figures.caption(figure, ", ".join([f"profile {self.profile}", *networks]))
+        told = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
+        figures.caption(figure, ", ".join([f"profile {self.profile}", *told]))
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, catalog.output_dir(self.profile) / file)
         self.notes.figures.append(file)
@@ -326,9 +280,9 @@ class Run:
         print(f"written to {path.parent}", file=sys.stderr)
 
 
-def place_of(pair: Pair) -> Place:
-    """Return where the evidence from a pair's base networks comes from."""
-    return pair.dataset, pair.arch
+def place_of(network: Network) -> Place:
+    """Return where the evidence from a network's trained copies comes from."""
+    return network.dataset, network.arch
 
 
 def record_of(run: Run) -> dict[str, Any]:
@@ -347,6 +301,7 @@ def record_of(run: Run) -> dict[str, Any]:
     result = {
         "seed": run.seed,
         "settings": run.settings,
+        "networks": [asdict(network) for network in run.networks],
         "registry": claims.registry_hash(),
         "margins": {claim.id: claim.margin for claim in run.family},
         "claims": [verdict.to_json() for verdict in judged.verdicts],

@@ -1,0 +1,62 @@
+"""The one check of a notebook's parameters: before a kernel starts, and in the notebook itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgenb import population
+from mgenb.errors import MgenbError, nearest
+from mgenb.lab import catalog
+from mgenb.lab.networks import Network, chosen
+from mgenb.lab.values import checked
+
+COMMON = {"seed": 0, "device": "auto"}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything that a run is started with.
+
+    settings: the profile's, but for those that were given; networks: what the setting of this name names; given: the
+    values that were given, as they are checked; by_hand: seed and settings that are not the profile's, as "t=0.99".
+    """
+
+    profile: str
+    seed: int
+    device: torch.device
+    settings: dict[str, Any]
+    networks: tuple[Network, ...]
+    given: dict[str, Any]
+    by_hand: str
+
+
+def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) -> Parameters:
+    """Return the parameters of a run; None is not given, and takes the profile's value. See `values.checked`.
+
+    Raises MgenbError for an unknown profile, name, device, dataset or network, and for a value that is not right.
+    """
+    defaults = notebook.defaults(profile)
+    known = {**COMMON, **defaults, **({"networks_file": ""} if "networks" in defaults else {})}
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            hint = nearest(name, known) or ";"
+            raise MgenbError(f"{notebook.stem} has no parameter {name!r}{hint} known: {', '.join(known)}")
+        values[name] = checked(name, value, int if defaults.get(name) == "all" else type(known[name]))
+    values = {name: value for name, value in values.items() if value is not None}
+    if "networks_file" in values:
+        values["networks_file"] = str(Path(values["networks_file"]).expanduser().resolve())
+    settings = {name: values.get(name, default) for name, default in defaults.items()}
+    networks = chosen(settings.get("networks", []), profile, values.get("networks_file"))
+    full = {**COMMON, **defaults, **values}
+    changed = [name for name in (*defaults, "seed") if full[name] != {**COMMON, **defaults}[name]]
+    by_hand = ", ".join(f"{name}={as_text(full[name])}" for name in changed)
+    return Parameters(profile, full["seed"], population.device(full["device"]), settings, networks, values, by_hand)
+
+
+def as_text(value: Any) -> str:
+    """Return a setting's value as it is printed."""
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
