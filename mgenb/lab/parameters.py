@@ -10,7 +10,7 @@ import torch
 from mgenb import population
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
-from mgenb.lab.networks import Network, chosen
+from mgenb.lab.networks import KEYS, Network, chosen
 from mgenb.lab.values import checked
 
 COMMON = {"seed": 0, "device": "auto"}
@@ -20,8 +20,9 @@ COMMON = {"seed": 0, "device": "auto"}
 class Parameters:
     """Everything that a run is started with.
 
-    settings: the profile's, but for those that were given; networks: what the setting of this name names; given: the
-    values that were given, as they are checked; by_hand: seed and settings that are not the profile's, as "t=0.99".
+    settings: the profile's, but for those that were given; networks: what the setting of this name names, or the
+    one that the settings describe; given: the values that were given, as they are
+    checked; by_hand: seed and settings that are not the profile's, as "t=0.99".
     """
 
     profile: str
@@ -50,10 +51,14 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
     if "networks_file" in values:
         values["networks_file"] = str(Path(values["networks_file"]).expanduser().resolve())
     settings = {name: values.get(name, default) for name, default in defaults.items()}
-    networks = chosen(settings.get("networks", []), profile, values.get("networks_file"))
-    full = {**COMMON, **defaults, **values}
-    changed = [name for name in (*defaults, "seed") if full[name] != {**COMMON, **defaults}[name]]
-    by_hand = ", ".join(f"{name}={as_text(full[name])}" for name in changed)
+    networks: tuple[Network, ...] = ()
+    if "networks" in settings:
+        networks = chosen(settings["networks"], profile, values.get("networks_file"))
+    elif "arch" in settings:
+        networks = (Network("", **{key: settings[key] for key in KEYS if key in settings}),)
+    usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
+    changed = (f"{name}={as_text(full[name])}" for name in (*defaults, "seed") if full[name] != usual[name])
+    by_hand = ", ".join(changed)
     return Parameters(profile, full["seed"], population.device(full["device"]), settings, networks, values, by_hand)
 
 

@@ -43,7 +43,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     print(f"{stem}: profile {profile}, seed {chosen.seed}")
     for name, value in chosen.settings.items():
         print(f"  {name} = {parameters.as_text(value)}")
-    for network in chosen.networks:
+    for network in chosen.networks if "networks" in chosen.settings else ():
         images = f", {network.images} images" if network.images else ""
         how = f"{network.recipe}, {network.epochs} epochs{images}, floor {network.floor:g} %"
         print(f"  {network.name}: {network}, {how}")
@@ -85,22 +85,19 @@ class Run:
         self.began = time.monotonic()
 
     def load(self, network: Network | None = None, *, whole: bool = False) -> data.Dataset:
-        """Return the dataset of `network`, or of the settings, on the device; `whole`: without the settings' limits.
+        """Return the dataset of `network`, else of the first one, on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine.
         """
-        s = self.s
-        name = network.dataset if network else s.dataset
-        limits: tuple[Any, ...] = ("all" if network else s.train, s.val, s.test)
-        if whole:
-            limits = ("all", "all", "all")
-        elif network and network.images:
-            limits = (network.images, network.images // 5, network.images // 5)
-        train, val, test = (None if limit == "all" else limit for limit in limits)
-        quick = self.profile == "quick" and name in data.NAMES
+        network = network or self.networks[0]
+        limits = [self.settings.get(name, "all") for name in ("train", "val", "test")]
+        if network.images:
+            limits = [network.images, network.images // 5, network.images // 5]
+        train, val, test = (None if whole or limit == "all" else limit for limit in limits)
+        quick = self.profile == "quick" and network.dataset in data.NAMES
         dataset = data.load(
-            name,
+            network.dataset,
             source="samples" if quick else "auto",
             seed=self.seed,
             train_limit=train,
@@ -118,34 +115,29 @@ class Run:
         dataset: data.Dataset,
         network: Network | None = None,
         *,
-        arch: str | None = None,
-        epochs: int | None = None,
         count: int | None = None,
         finish: Callable[[nn.Module], None] | None = None,
     ) -> list[nn.Module]:
-        """Return trained base networks, each from a seed of its own; what is left out comes from network or settings.
+        """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
 
         `finish` changes each of them in place, after the cache and before its accuracy is taken.
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
-        s = self.s
-        how = network or SimpleNamespace(arch=s.arch, recipe=s.recipe, epochs=s.epochs, floor=s.floor)
-        arch, epochs, count = arch or how.arch, how.epochs if epochs is None else epochs, count or s.bases
-        first = 1000 * self.seed
+        how = network or self.networks[0]
+        first, count = 1000 * self.seed, count or self.s.bases
         nets = [
-            training.trained(arch, dataset, recipe=how.recipe, epochs=epochs, seed=seed)
+            training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed)
             for seed in range(first, first + count)
         ]
         if finish:
             for net in nets:
                 finish(net)
         accuracies = tuple(population.accuracy(net, dataset.val) for net in nets)
-        print(f"{count} x {arch}, every one at least {how.floor:g} % on validation: {min(accuracies) >= how.floor}")
-        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self.chosen.by_hand)
-        place = network.dataset if network else dataset.name, arch
-        self.made[place] = Bases(scale, 100 / dataset.num_classes, how.floor, accuracies)
-        self._nets[place] = dataset.digest, nets
+        print(f"{count} x {how.arch}, every one at least {how.floor:g} % on validation: {min(accuracies) >= how.floor}")
+        scale = claims.Scale(self.profile, dataset.variant, dataset.name, how.arch, self.chosen.by_hand)
+        self.made[place_of(how)] = Bases(scale, 100 / dataset.num_classes, how.floor, accuracies)
+        self._nets[place_of(how)] = dataset.digest, nets
         return nets
 
     def final_test(

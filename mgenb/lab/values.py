@@ -20,7 +20,6 @@ CHOICES: dict[str, Collection[str]] = {
     "variant": mega.VARIANTS,
     "paper": ("both", *PAPERS),
 }
-SPELLED = {"True": "true", "False": "false", "None": "null"}
 RIGHT = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [0, 1]"}
 
 
@@ -31,10 +30,8 @@ def checked(name: str, value: Any, wanted: type, folder: Path | None = None) -> 
     at the working directory. Raises MgenbError that names the value and what is right.
     """
     given: Any = value
-    if isinstance(value, str) and (wanted is not str or value in ("null", "None")):
-        value = _read(value)
-        if wanted is list and isinstance(given, str) and value is not None and not isinstance(value, list):
-            value = [_read(part.strip()) for part in given.split(",")]
+    if isinstance(value, str):
+        value = _read(value, wanted)
     if value is None:
         return None
     if name in LIMITS and value == "all":
@@ -50,11 +47,18 @@ def checked(name: str, value: Any, wanted: type, folder: Path | None = None) -> 
     return choose(name, str(value), CHOICES[name]) if name in CHOICES else value
 
 
-def _read(text: str) -> Any:
-    try:
-        return json.loads(SPELLED.get(text, text))
-    except ValueError:
+def _read(text: str, wanted: type) -> Any:
+    if text in ("null", "None"):
+        return None
+    if wanted is str:
         return text
+    try:
+        value = json.loads(text.lower() if wanted is bool else text)
+    except ValueError:
+        value = text
+    if wanted is list and not isinstance(value, list):
+        return [_read(part.strip(), object) for part in text.split(",")]
+    return value
 
 
 def _span(name: str, wanted: type) -> tuple[float, float]:
