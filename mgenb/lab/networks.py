@@ -50,7 +50,8 @@ def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Net
     found = []
     for name in names:
         if name not in entries:
-            raise MgenbError(f"networks has {name!r}{nearest(str(name), entries) or ';'} known: {', '.join(entries)}")
+            hint = nearest(str(name), entries) or f"; known: {', '.join(entries)}"
+            raise MgenbError(f"networks has {name!r}{hint}")
         found.append(_network(name, entries[name], profile, folder))
     for network in found:
         if sum(str(other) == str(network) for other in found) > 1:

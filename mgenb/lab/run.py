@@ -125,7 +125,7 @@ class Run:
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
-        first, count = 1000 * self.seed, count or self.s.bases
+        first, count = 1000 * self.seed, self.s.bases if count is None else count
         nets = [
             training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed)
             for seed in range(first, first + count)

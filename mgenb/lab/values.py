@@ -12,7 +12,7 @@ from mgenb.errors import MgenbError, choose
 
 LIMITS = ("train", "val", "test")  # of images: a number, or all there are
 SHARES = ("t", "share")
-MAY_BE_ZERO = ("seed", "second_epochs", "second_bases", "val_classes", "mutations", "fusions", "tune_epochs")
+MAY_BE_ZERO = ("seed", "val_classes", "mutations", "fusions", "tune_epochs")
 CHOICES: dict[str, Collection[str]] = {
     "arch": nets.ARCHITECTURES,
     "second_arch": ("", *nets.ARCHITECTURES),

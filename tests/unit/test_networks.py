@@ -105,6 +105,12 @@ def test_true_false_and_not_given(text, value):
     assert checked.by_hand == ("" if value else "finish=False")
 
 
+def test_zero_means_zero():
+    checked = parameters.check(catalog.find("13"), "quick", {"tune_epochs": 0})
+    assert checked.settings["tune_epochs"] == 0
+    assert checked.by_hand == "tune_epochs=0"
+
+
 def test_a_relative_dataset_is_the_callers_and_what_was_given_is_handed_on(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)

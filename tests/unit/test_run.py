@@ -84,7 +84,6 @@ def test_what_is_not_given_comes_from_the_profile(capsys):
     [
         ({"share": "1e-3"}, 1e-3),
         ({"share": 0}, 0.0),
-        ({"second_epochs": 0}, 0),
         ({"val": "all"}, "all"),
         ({"val": "50"}, 50),
         ({"second_arch": ""}, ""),
@@ -111,6 +110,7 @@ def test_values_take_the_type_that_is_due(given, taken):
         ({"share": "nan"}, "share is 'nan'"),
         ({"bases": 2.5}, "bases is 2.5; right is a whole number of at least 1"),
         ({"bases": True}, "bases is True"),
+        ({"second_epochs": 0}, "second_epochs is 0; right is a whole number of at least 1"),
         ({"bases": 0}, "bases is 0; right is a whole number of at least 1"),
         ({"val": 0}, 'val is 0; right is a whole number of at least 1, or "all"'),
         ({"val": "some"}, "val is 'some'"),
