@@ -60,10 +60,10 @@ def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Net
 
 
 def _entries(text: str) -> dict[str, Any]:
-    table = tomllib.loads(text)
-    if not isinstance(table.get("networks"), dict):
-        raise ValueError('it has no table [networks."name"]')
-    return dict(table["networks"])
+    entries = tomllib.loads(text).get("networks")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError('right are tables [networks."name"]')
+    return entries
 
 
 def _network(name: str, entry: dict[str, Any], profile: str, folder: Path) -> Network:

@@ -20,9 +20,9 @@ COMMON = {"seed": 0, "device": "auto"}
 class Parameters:
     """Everything that a run is started with.
 
-    settings: the profile's, but for those that were given; networks: what the setting of this name names, or the
-    one that the settings describe; given: the values that were given, as they are
-    checked; by_hand: seed and settings that are not the profile's, as "t=0.99".
+    settings: the profile's, but for those that were given; networks: what the setting of this name names, or the one
+    that the settings describe; given: the values that were given, as they are checked; by_hand: seed and settings that
+    are not the profile's, as "t=0.99": whatever may move a verdict is named.
     """
 
     profile: str

@@ -74,6 +74,10 @@ def test_a_wrong_choice_is_named(own, tmp_path):
         chosen(["lenet/mnist", "mine"], "quick", own())
     with pytest.raises(MgenbError, match="cannot be read"):
         chosen(["mine"], "quick", str(tmp_path / "nothing.toml"))
+    for text in ("", "networks = 3", "[networks]\nmine = 3", "[networks"):
+        (tmp_path / "other.toml").write_text(text)
+        with pytest.raises(MgenbError, match=r"other\.toml cannot be read"):
+            chosen(["mine"], "quick", str(tmp_path / "other.toml"))
     (tmp_path / "known.toml").write_text('[networks."lenet/mnist"]\nepochs = 1\n')
     with pytest.raises(MgenbError, match="names 'lenet/mnist', which is known already"):
         chosen(["lenet/mnist"], "quick", str(tmp_path / "known.toml"))
