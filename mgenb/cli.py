@@ -186,13 +186,11 @@ def claims(
 
 
 def _print_claims(frame: "pd.DataFrame") -> None:
-    rows = [("claim", "where", "kind", "paper value", "verdict")]
-    for name, told in frame.iterrows():
-        where = f"{told['where']} (inferred)" if told["says"].startswith("inferred") else told["where"]
-        rows.append((str(name), where, told["kind"], told["paper value"], told["told"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
+    from mgenb.lab import tables
+
+    where = frame["where"].where(~frame["says"].str.startswith("inferred"), frame["where"] + " (inferred)")
+    columns = {"where": where, "kind": frame["kind"], "paper value": frame["paper value"], "verdict": frame["told"]}
+    print(tables.text(frame.assign(**columns)[list(columns)]))
     kinds = Counter(one.split(" [")[0] for one in frame["told"])
     controls = int((frame["says"] == "our control").sum())
     print(

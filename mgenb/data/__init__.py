@@ -10,9 +10,10 @@ from mgenb.data.decode import Arrays, Part, cached
 from mgenb.data.splits import Dataset, IntArray, SealedSplit, Split, split_indices, subset
 from mgenb.seeds import numpy_generator
 
-__all__ = ["NAMES", "Dataset", "SealedSplit", "Split", "load"]
+__all__ = ["NAMES", "Dataset", "SealedSplit", "Split", "load", "named"]
 
 NAMES = sources.NAMES
+named = sources.named
 
 
 def load(

@@ -77,10 +77,8 @@ def find(name: str, source: str, data_dir: str | None, download: bool) -> Found:
     Raises MgenbError for an unknown name, a folder that does not exist, or when no place has it.
     """
     choose("source", source, ("auto", "samples"))
-    own = Path(name).expanduser()
-    if name not in NAMES and (own.exists() or own.suffix == ".zip" or os.sep in name):
-        return _own_images(own, source)
-    choose("dataset", name, NAMES)
+    if (place := named(name, Path.cwd())) not in NAMES:
+        return _own_images(Path(place), source)
     found = None
     if source == "auto":
         folder = _data_folder(data_dir)
@@ -95,6 +93,17 @@ def find(name: str, source: str, data_dir: str | None, download: bool) -> Found:
             " into the folder that data_dir or MGENB_DATA names, and use source 'auto'"
         )
     return found
+
+
+def named(name: str, folder: Path) -> str:
+    """Return a known name as it is, and the user's own images as an absolute path; a relative one is in `folder`.
+
+    Raises MgenbError for what is neither.
+    """
+    own = folder / Path(name).expanduser()
+    if name not in NAMES and (own.exists() or own.suffix == ".zip" or os.sep in name):
+        return str(_own_images(own, "auto").path.resolve())
+    return choose("dataset", name, NAMES)
 
 
 def _own_images(path: Path, source: str) -> Found:

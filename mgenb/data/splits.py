@@ -40,6 +40,10 @@ class Split:
         index = torch.from_numpy(subset(self.labels.cpu().numpy(), n, rng, f"take({n}) of {self.role}"))
         return self.at(index)
 
+    def at_most(self, limit: int | str, seed: int) -> "Split":
+        """Return a stratified subset of `limit` images, or the whole split: where it has no more, and for "all"."""
+        return self if isinstance(limit, str) or limit >= len(self) else self.take(limit, seed)
+
     def only(self, labels: Sequence[int]) -> "Split":
         """Return the images of some classes, whose labels become 0, 1, ... in the order of `labels`."""
         new = torch.full((max(int(self.labels.max()), *labels) + 1,), -1)

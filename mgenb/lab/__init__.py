@@ -9,7 +9,7 @@ from typing import Any
 _HOME = {
     "start": "run",
     "Run": "run",
-    "points_lost": "run",
+    "points_lost": "evidence",
     "figures": "figures",
     "diagrams": "diagrams",
     "explore": "explore",

@@ -1,6 +1,5 @@
 """Run notebooks: check their parameters, execute them through papermill, refresh the committed ones."""
 
-import math
 import os
 import re
 import shutil
@@ -12,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mgenb.errors import MgenbError, nearest
+from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 
-TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+if TYPE_CHECKING:
+    from mgenb.lab.parameters import Parameters
+
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
 LONGEST_MESSAGE = 300
@@ -81,23 +82,23 @@ def path_of(notebook: catalog.Notebook) -> Path:
 def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> list[Job]:
     """Return the jobs for 'all' or one notebook, with every name and value checked; nothing is started.
 
-    `given` holds `name=value` strings. Raises MgenbError for an unknown notebook, profile or parameter, for
-    a value of the wrong type, and for a folder that cannot take the results.
+    `given` holds `name=value` strings. Raises MgenbError for an unknown notebook, for parameters that
+    `parameters.check` refuses, and for a folder that cannot take the results.
     """
+    from mgenb.lab import parameters  # imports torch
+
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
-    for notebook in chosen:
-        notebook.defaults(profile)
-    pairs = _pairs(given)
-    folder = (out or catalog.output_dir(profile, pairs)).expanduser().resolve()
+    texts = _pairs(given)
+    return [_job(notebook, parameters.check(notebook, profile, texts), out) for notebook in chosen]
+
+
+def _job(notebook: catalog.Notebook, checked: "Parameters", out: Path | None) -> Job:
+    folder = (out or catalog.output_dir(checked.profile, checked.changed)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise MgenbError(f"{folder} is a file; give a folder with --out")
     if folder == (catalog.project_root() / "notebooks").resolve():
         raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
-    jobs = []
-    for notebook in chosen:
-        path = path_of(notebook)
-        jobs.append(Job(notebook, path, {"profile": profile, **_checked(path, pairs)}, folder))
-    return jobs
+    return Job(notebook, path_of(notebook), {"profile": checked.profile, **checked.given}, folder)
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
@@ -112,38 +113,6 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
             raise MgenbError(f"parameter {name!r} is given twice")
         pairs[name] = value
     return pairs
-
-
-def _checked(path: Path, pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of `pairs`, each of the type that the parameters cell of the notebook declares."""
-    declared = parameters_of(path)
-    values = {}
-    for name, text in pairs.items():
-        if name not in declared:
-            known = [other for other in declared if other != "profile"]
-            hint = nearest(name, known) or ";"
-            raise MgenbError(f"{path.stem} has no parameter {name!r}{hint} known: {', '.join(known)}")
-        values[name] = _parse(name, text, declared[name])
-    return values
-
-
-def parameters_of(path: Path) -> dict[str, str]:
-    """Return name -> type name of the parameters that papermill finds in a notebook."""
-    import papermill
-
-    return {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
-
-
-def _parse(name: str, text: str, wanted: str) -> Any:
-    if wanted == "bool" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        if wanted == "bool" or (wanted == "float" and not math.isfinite(float(text))):
-            raise ValueError(text)
-        return TYPES[wanted](text)
-    except ValueError:
-        right = {"int": "a whole number", "float": "a number", "bool": "true or false"}[wanted]
-        raise MgenbError(f"{name} is {text!r}; right is {right} ({wanted})") from None
 
 
 @contextmanager

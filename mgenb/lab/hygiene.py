@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mgenb.lab.execute import TYPES, parameters_of
-
+TYPES = {"str", "int", "float", "bool", "list"}
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
 LANGUAGE = {  # what a Python kernel says of its language
     *("name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"),
 }
+CUT = re.compile(r"\.\.\.</t[dh]>")
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
     *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
@@ -83,12 +83,21 @@ def _parameters(path: Path, nb: Any) -> Iterator[str]:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             yield f"parameters: {line!r} is not name: type = value"
         elif declared.get(statement.target.id) not in TYPES:
-            yield f"parameters: papermill cannot read the name and type of {line!r}"
+            yield f"parameters: papermill cannot read the name and type of {line!r}; has its line a second '='?"
+        elif not isinstance(statement.value, ast.Constant):
+            yield f"parameters: {line!r} is derived; right is one constant, None for what the profile says"
+
+
+def parameters_of(path: Path) -> dict[str, str]:
+    """Return name -> type name of the parameters that papermill finds in a notebook."""
+    import papermill
+
+    return {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
 
 
 def _source(cell: Any) -> Iterator[str]:
     lines = cell.source.splitlines()
-    if len(lines) > LONGEST_CELL:
+    if len(lines) > LONGEST_CELL and "parameters" not in _tags(cell):
         yield f"{len(lines)} lines, more than {LONGEST_CELL}"
     if cell.source.rstrip().endswith(";"):
         yield "ends with ';', which nbval does not honour"
@@ -134,6 +143,8 @@ def _outputs(cell: Any) -> Iterator[str]:
         for text in _texts(output):
             if place := PLACE.search(text):
                 yield f"a path of a machine in the output: {place[0]!r}"
+            if CUT.search(text):
+                yield "a table is cut with '...'"
             if timed and (speed := SPEED.search(text)):
                 yield f"a time or speed in checked output: {speed[0]!r}"
 

@@ -1,20 +1,18 @@
 """The context of one notebook run: settings, data, base networks, evidence, verdicts, and the record."""
 
 import json
-import math
 import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -22,130 +20,85 @@ from torch import nn
 
 import mgenb
 from mgenb import claims, data, evolve, mega, population, stats, store, training
-from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures, telling
-from mgenb.lab.pairs import Pair, parse
+from mgenb.errors import MgenbError
+from mgenb.lab import catalog, figures, parameters, tables, telling
+from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
+from mgenb.lab.networks import Network
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
-Place = tuple[str, str]  # dataset and architecture of base networks
 Measure = Callable[[nn.Module, data.Split, State | None], Any]
-
-PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
-SHARES = ("t", "share")
-NOT_TOLD = ("bases", "candidates", "models", "repeats", "floor")  # how much is averaged, and when to stop
-VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
-AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
-    """Resolve profile, device and parameters of the notebook `stem`, print them, and return the run.
+    """Check profile, device and parameters of the notebook `stem`, print them, and return the run.
 
-    A parameter given as 0 (int), -1.0 (float) or "" takes the profile's value. Raises MgenbError for an unknown
-    profile, parameter or device, a negative seed, or a value of the wrong type.
+    A parameter that is None takes the profile's value. Raises MgenbError for what is not right (`parameters.check`).
     """
     notebook = catalog.find(stem)
-    defaults = notebook.defaults(profile)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise MgenbError(f"seed is {seed!r}; right is a whole number of at least 0")
-    settings = dict(defaults)
-    for name, value in own.items():
-        if name not in defaults:
-            raise MgenbError(f"{stem} has no parameter {name!r}{nearest(name, defaults)}")
-        if value != PROFILES_VALUE[type(defaults[name])]:
-            settings[name] = _as_type(name, value, type(defaults[name]))
+    chosen = parameters.check(notebook, profile, {"seed": seed, "device": device, **own})
     figures.use_style()
-    run = Run(notebook, profile, seed, population.device(device), settings)
-    print(f"{stem}: profile {profile}, seed {seed}")
-    for name, value in settings.items():
-        print(f"  {name} = {value}")
-    print(f"device {run.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
-    return run
+    tables.use_tables()
+    print(f"{stem}: profile {profile}, seed {chosen.seed}")
+    for name, value in chosen.settings.items():
+        print(f"  {name} = {parameters.as_text(value)}")
+    for network in chosen.networks if "networks" in chosen.settings else ():
+        images = f", {network.images} images" if network.images else ""
+        how = f"{network.recipe}, {network.epochs} epochs{images}, floor {network.floor:g} %"
+        print(f"  {network.name}: {network}, {how}")
+    print(f"device {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
+    return Run(notebook, chosen)
 
 
-def _as_type(name: str, value: Any, wanted: type) -> Any:
-    if isinstance(value, str) and wanted in (int, float):
-        try:
-            value = float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            raise MgenbError(f"{name} is {value!r}; right is a number ({wanted.__name__})") from None
-    if wanted is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if wanted is float and isinstance(value, int):
-        value = float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
-        raise MgenbError(f"{name} is {value!r}; right is a value of type {wanted.__name__}")
-    if isinstance(value, int | float) and not 0 <= value < math.inf:
-        raise MgenbError(f"{name} is {value!r}; right is a number of at least 0")
-    if name in SHARES and isinstance(value, int | float) and value > 1:
-        raise MgenbError(f"{name} is {value!r}; right is a number from 0 to 1")
-    return value
+@dataclass
+class Notes:
+    """What a run writes down for its record, beside settings and verdicts."""
 
-
-@dataclass(frozen=True)
-class _Bases:
-    """Base networks as claims see them: their scale, accuracy by chance (%), and why they prove nothing or ""."""
-
-    scale: claims.Scale
-    chance: float
-    unfit: str
+    data: list[dict[str, Any]] = field(default_factory=list)
+    mechanism: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+    timed: dict[str, Any] = field(default_factory=dict)  # tables that two equal runs do not have in common
+    test_uses: list[dict[str, Any]] = field(default_factory=list)
+    leaks: list[dict[str, str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
 
 
 class Run:
-    """One run of a notebook; made by `start`. `s` holds the resolved settings."""
+    """One run of a notebook; made by `start`.
 
-    def __init__(
-        self,
-        notebook: catalog.Notebook,
-        profile: str,
-        seed: int,
-        device: torch.device,
-        settings: dict[str, Any],
-    ) -> None:
-        self.notebook, self.profile, self.seed, self.device = notebook, profile, seed, device
-        self.s = SimpleNamespace(**settings)
-        self.settings = settings
-        self._began = time.monotonic()
-        self._estimates: dict[str, stats.Estimate] = {}
-        self._differ: dict[str, bool] = {}
-        self._blocked: dict[str, str] = {}
-        self._made: dict[Place, _Bases] = {}  # first ones first
-        self._places_of: dict[str, list[Place]] = {}  # claim -> where its evidence comes from
-        self._verdicts: list[claims.Verdict] = []
-        self._figures: list[str] = []
-        self._timed: dict[str, Any] = {}
-        self._unfinished: list[Path] = []
-        self._result: dict[str, Any] = {
-            "data": [],
-            "mechanism": {},
-            "tables": {},
-            "test_uses": [],
-            "bases": [],
-            "readings": [],
-        }
+    What is run: settings (`s`), data, base networks, the final test. What was found: `found`, judged at the end.
+    What is written: `notes`; see `record_of`.
+    """
 
-    def pairs(self) -> list[Pair]:
-        """Return the networks and datasets that the setting `pairs` names."""
-        return parse(self.s.pairs)
+    def __init__(self, notebook: catalog.Notebook, chosen: parameters.Parameters) -> None:
+        self.notebook, self.chosen = notebook, chosen
+        self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
+        self.settings, self.networks = chosen.settings, chosen.networks
+        self.s = SimpleNamespace(**chosen.settings)
+        self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
+        self.found = Evidence()
+        self.notes = Notes()
+        self.made: dict[Place, Bases] = {}  # the first ones first
+        self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
+        self.out = catalog.output_dir(self.profile, chosen.changed)
+        self.began = time.monotonic()
 
-    def load(self, pair: Pair | None = None, *, whole: bool = False) -> data.Dataset:
-        """Return the dataset of `pair`, or of the settings, on the device; `whole`: without the settings' limits.
+    def load(self, network: Network | None = None, *, whole: bool = False) -> data.Dataset:
+        """Return the dataset of `network`, else of the first one, on the device; `whole`: without the settings' limits.
 
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
-        same on every machine. A limit of 0 means all there are.
+        same on every machine.
         """
-        s = self.s
-        name = pair.dataset if pair else s.dataset
-        limits = (s.train if not pair else 0, s.val, s.test)
-        if whole:
-            limits = (0, 0, 0)
-        elif pair and pair.images:
-            limits = (pair.images, pair.images // 5, pair.images // 5)
-        train, val, test = (limit or None for limit in limits)
-        quick = self.profile == "quick" and name in data.NAMES
+        network = network or self.networks[0]
+        limits = [self.settings.get(name, "all") for name in ("train", "val", "test")]
+        if network.images:
+            limits = [network.images, network.images // 5, network.images // 5]
+        train, val, test = (None if whole or limit == "all" else limit for limit in limits)
+        quick = self.profile == "quick" and network.dataset in data.NAMES
         dataset = data.load(
-            name,
+            network.dataset,
             source="samples" if quick else "auto",
             seed=self.seed,
             train_limit=train,
@@ -155,52 +108,38 @@ class Run:
         ).to(self.device)
         counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
         print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
-        self._result["data"].append(dataset.describe())
+        self.notes.data.append(dataset.describe())
         return dataset
 
     def bases(
         self,
         dataset: data.Dataset,
-        pair: Pair | None = None,
+        network: Network | None = None,
         *,
-        arch: str = "",
-        epochs: int = 0,
-        count: int = 0,
+        count: int | None = None,
         finish: Callable[[nn.Module], None] | None = None,
     ) -> list[nn.Module]:
-        """Return trained base networks, each from a seed of its own; what is left out comes from pair or settings.
+        """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
 
         `finish` changes each of them in place, after the cache and before its accuracy is taken.
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
-        s = self.s
-        arch, epochs = (pair.arch, pair.epochs) if pair else (arch or s.arch, epochs or s.epochs)
-        recipe, floor = (pair.recipe, pair.floor) if pair else (s.recipe, s.floor)
-        count = count or s.bases
-        first = 1000 * self.seed
+        how = network or self.networks[0]
+        first, count = 1000 * self.seed, self.s.bases if count is None else count
         nets = [
-            training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=one)
-            for one in range(first, first + count)
+            training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed)
+            for seed in range(first, first + count)
         ]
         if finish:
             for net in nets:
                 finish(net)
-        accuracies = [population.accuracy(net, dataset.val) for net in nets]
-        self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine = min(accuracies) >= floor
-        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
-        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-        unfit = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
-        place = pair.dataset if pair else dataset.name, arch
-        self._made[place] = _Bases(scale, 100 / dataset.num_classes, "" if fine else unfit)
+        accuracies = tuple(population.accuracy(net, dataset.val) for net in nets)
+        print(f"{count} x {how.arch}, every one at least {how.floor:g} % on validation: {min(accuracies) >= how.floor}")
+        scale = claims.Scale(self.profile, dataset.variant, dataset.name, how.arch, self.chosen.by_hand)
+        self.made[place_of(how)] = Bases(scale, 100 / dataset.num_classes, how.floor, accuracies)
+        self._nets[place_of(how)] = dataset.digest, nets
         return nets
-
-    def _by_hand(self) -> str:
-        """Name the settings that are not the profile's, as "t=0.99", but for how much is averaged over."""
-        usual = self.notebook.defaults(self.profile)
-        told = {name: v for name, v in self.settings.items() if v != usual[name] and name not in NOT_TOLD}
-        return ", ".join(f"{name}={value}" for name, value in told.items())
 
     def final_test(
         self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
@@ -209,137 +148,28 @@ class Run:
 
         `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes
         (network, test split, state_dict or None) and by default says which images are right (bool [n], CPU);
-        an attack is another. The look is counted and stands in the record.
+        an attack is another. The look is counted and stands in the record. The base networks of `dataset` are
+        looked at too: where they fail on test images, what rests on them is *not tested*.
         """
         if not models:
             raise MgenbError("final_test was given no models")
         reason = f"{self.notebook.stem}: {len(models)} models"
         test = dataset.test.unseal(reason)
-        self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
+        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
+        for place, (digest, nets) in self._nets.items():
+            known = self.made[place].test_accuracy or digest != dataset.digest or "test" in dataset.apart
+            if not known:
+                accuracies = tuple(population.accuracy(net, test) for net in nets)
+                self.made[place] = replace(self.made[place], test_accuracy=accuracies)
         return {
             label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()
         }
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self._result.setdefault("leaks", []).append({"dataset": dataset.name, "reason": reason})
+        self.notes.leaks.append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
-
-    def mechanism(self, name: str, value: object) -> None:
-        """Print and record a fact of the method that holds at any scale; nbval compares it."""
-        self._result["mechanism"][name] = value
-        print(f"mechanism {name}: {value}")
-
-    def knows(self, claim_id: str) -> bool:
-        """Return whether the registry has this claim of the notebook; of pairs that no paper tried it has none."""
-        return any(claim.id == claim_id for claim in self._claims())
-
-    def fit(self, pair: Pair) -> bool:
-        """Return whether the base networks of `pair` are above its floor."""
-        return not self._made[pair.dataset, pair.arch].unfit
-
-    def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pairs: Iterable[Pair] = ()
-    ) -> None:
-        """Record what was measured for a claim, on the networks of `pairs` or else the first ones.
-
-        `differ`: whether the generated models differ from their base.
-        """
-        claims.get(claim_id)
-        self._estimates[claim_id] = estimate
-        self._places_of[claim_id] = [(pair.dataset, pair.arch) for pair in pairs]
-        if differ is not None:
-            self._differ[claim_id] = differ
-
-    def not_tested(self, claim_id: str, reason: str) -> None:
-        """Say why this notebook does not test a claim."""
-        self._blocked[claims.get(claim_id).id] = reason
-
-    def compare(
-        self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str, pair: Pair | None = None
-    ) -> None:
-        """Record as evidence how many points more `worse` loses than `better` (see `points_lost`).
-
-        Where both are at chance the claim is *not tested*: nothing is left to compare.
-        """
-        self.evidence(
-            claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)), pairs=[pair] if pair else ()
-        )
-        left = max(_accuracy(look, method) for method in (better, worse))
-        if left < self._made[self._places(claim_id)[0]].chance + AT_CHANCE:
-            self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
-
-    def _places(self, claim_id: str) -> list[Place]:
-        return self._places_of.get(claim_id) or list(self._made)[:1]
-
-    def _scale_of(self, claim_id: str) -> claims.Scale:
-        """Return the scale of a claim's evidence: of several pairs all names, and the data furthest from official."""
-        if (claim := claims.get(claim_id)).counted:
-            return claims.Scale(self.profile, "no data", "none", str(claim.scale.get("arch", "any")))
-        scales = [self._made[place].scale for place in self._places(claim_id)]
-        names = {key: ", ".join(dict.fromkeys(getattr(one, key) for one in scales)) for key in ("dataset", "arch")}
-        return replace(max(scales, key=lambda one: VARIANTS.index(one.variant)), **names)
-
-    def _unfit_for(self, claim_id: str) -> str:
-        """Return why no network behind a claim's evidence is sound; "" where one is, or none is needed."""
-        if claims.get(claim_id).counted:
-            return ""
-        reasons = [self._made[place].unfit for place in self._places(claim_id)]
-        return reasons[0] if all(reasons) and reasons else ""
-
-    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
-        """Record what another reading of the ambiguous method measured for a claim."""
-        low, high = estimate.interval()
-        blocked = claim_id in self._blocked or bool(self._unfit_for(claim_id)) or not self._differ.get(claim_id, True)
-        verdict = claims.NOT_TESTED if blocked else claims.decide(claims.get(claim_id), (low, high))
-        ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
-        entry = {"claim": claim_id, "reading": reading, "estimate": estimate.estimate, **ends}
-        self._result["readings"].append({**entry, "verdict": verdict})
-
-    def readings_table(self) -> pd.DataFrame:
-        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
-        return pd.DataFrame(self._result["readings"]).set_index(["claim", "reading"]).round(2)
-
-    def paper_says(self) -> None:
-        """Print the claims of this notebook, from the registry; the cells of a table in one line."""
-        print("\n".join(telling.sentences(self._claims())))
-
-    def _claims(self) -> list[claims.Claim]:
-        return [claim for claim in claims.load() if claim.notebook == self.notebook.stem]
-
-    def verdicts(self) -> None:
-        """Judge the evidence as one family (Holm) and print one token a claim; settings are not judged."""
-        if not self._made:
-            raise MgenbError("no base networks were made: call run.bases before run.verdicts")
-        judged = [claim.id for claim in self._claims() if claim.kind != "setting"]
-        unfit = {name: reason for name in judged if (reason := self._unfit_for(name))}
-        missing = {name: telling.UNTRIED for name in judged if name not in self._estimates}
-        scales = {name: self._scale_of(name) for name in judged}
-        self._verdicts = claims.judge(
-            self._estimates, scales, blocked={**unfit, **missing, **self._blocked}, differ=self._differ
-        )
-        print("\n".join(telling.tokens(self._verdicts)))
-
-    def claims_table(self) -> pd.DataFrame:
-        """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
-        return telling.table(self._claims(), self._verdicts)
-
-    def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
-        """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
-        tables = self._timed if timed else self._result["tables"]
-        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
-        return frame
-
-    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
-        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
-        places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._made)
-        shown = [self._made[place].scale for place in places]
-        text = ", ".join([f"profile {self.profile}", *(f"{s.arch} on {s.dataset} [{s.variant}]" for s in shown)])
-        figures.caption(figure, text)
-        file = f"{self.notebook.stem}-{name}.png"
-        figures.save(figure, catalog.output_dir(self.profile) / file)
-        self._figures.append(file)
 
     def checkpoint(self, name: str) -> Path | None:
         """Return the file from which a long computation goes on when the same run is started again, until `finish`.
@@ -348,61 +178,152 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings}
+        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
         told |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
         file = store.unfinished(f"{self.notebook.stem}-{name}", told)
-        self._unfinished.append(file)
+        self.notes.unfinished.append(file)
         return file
+
+    def knows(self, claim_id: str) -> bool:
+        """Return whether the registry has this claim of the notebook; of networks that no paper tried it has none."""
+        return any(claim.id == claim_id for claim in self.family)
+
+    def fit(self, network: Network) -> bool:
+        """Return whether the base networks of `network` are sound, so that something can rest on them."""
+        return not self.made[place_of(network)].unfit
+
+    def evidence(
+        self, claim_id: str, estimate: stats.Estimate, *, differ: bool = True, networks: Iterable[Network] = ()
+    ) -> None:
+        """Store what was measured for a claim, on `networks` or else the first ones.
+
+        `differ`: whether the generated models differ from their base.
+        """
+        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ)
+
+    def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
+        """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
+
+        Where both are at chance the claim is *not tested*: nothing is left to compare.
+        """
+        places = (place_of(network),) if network else ()
+        self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
+
+    def not_tested(self, claim_id: str, reason: str) -> None:
+        """Store why this notebook does not test a claim."""
+        self.found.untested[self._own(claim_id)] = reason
+
+    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
+        """Store what another reading of the ambiguous method measured for a claim."""
+        self.found.readings[self._own(claim_id), reading] = estimate
+
+    def _own(self, claim_id: str) -> str:
+        if claims.get(claim_id) not in self.family:
+            raise MgenbError(f"claim {claim_id!r} is judged in {claims.get(claim_id).notebook}, not in this notebook")
+        return claim_id
+
+    def judged(self) -> Judged:
+        """Judge all that was found until now."""
+        return judge(self.family, self.found, self.made)
+
+    def paper_says(self) -> None:
+        """Print the claims of this notebook, from the registry; the cells of a table in one line."""
+        print("\n".join(telling.sentences(self.family)))
+
+    def verdicts(self) -> None:
+        """Judge what was found as one family (Holm) and print one token a claim."""
+        print("\n".join(telling.tokens(self.judged().verdicts)))
+
+    def claims_table(self) -> pd.DataFrame:
+        """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
+        return telling.table(self.family, self.judged().verdicts)
+
+    def readings_table(self) -> pd.DataFrame:
+        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
+        return pd.DataFrame(self.judged().readings).set_index(["claim", "reading"]).round(2)
+
+    def mechanism(self, name: str, value: object) -> None:
+        """Print and record a fact of the method that holds at any scale; nbval compares it."""
+        self.notes.mechanism[name] = value
+        print(f"mechanism {name}: {value}")
+
+    def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
+        """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
+        tables = self.notes.timed if timed else self.notes.tables
+        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        return frame
+
+    def figure(self, name: str, figure: Figure, networks: Iterable[Network] = ()) -> None:
+        """Caption (with `networks`, or else all), save and record a figure; it is shown because the cell drew it."""
+        places = [place_of(network) for network in networks] or list(self.made)
+        scales = [self.made[place].scale for place in places]
+        told = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
+        figures.caption(figure, ", ".join([f"profile {self.profile}", *told]))
+        file = f"{self.notebook.stem}-{name}.png"
+        figures.save(figure, self.out / file)
+        self.notes.figures.append(file)
 
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
-        path = catalog.output_dir(self.profile) / f"{self.notebook.stem}.json"
-        margins = {claim.id: claim.margin for claim in self._claims()}
-        result = {
-            "seed": self.seed,
-            "settings": self.settings,
-            "registry": claims.registry_hash(),
-            "margins": margins,
-            "claims": [verdict.to_json() for verdict in self._verdicts],
-            **self._result,
-        }
-        named = {"stem": self.notebook.stem, "profile": self.profile}
-        context = {**self._context(), "timed": self._timed}
-        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": context})
-        for file in self._unfinished:
+        path = self.out / f"{self.notebook.stem}.json"
+        record = record_of(self)
+        store.write_json(path, record)
+        for file in self.notes.unfinished:
             file.unlink(missing_ok=True)
-        print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
-        print(f"written to {path.parent}", file=sys.stderr)
+        print(f"record {path.name}: {len(record['result']['claims'])} verdicts, {len(self.notes.figures)} figures")
+        if "MGENB_OUT" not in os.environ:  # else who set it says where results are in the end
+            print(f"written to {path.parent}", file=sys.stderr)
 
-    def _context(self) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
-        return {
-            "mgenb": mgenb.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._began, 1),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+
+def place_of(network: Network) -> Place:
+    """Return where the evidence from a network's trained copies comes from."""
+    return network.dataset, network.arch
+
+
+def record_of(run: Run) -> dict[str, Any]:
+    """Return the record of a run as JSON data: what was run, what was found and judged, and where."""
+    judged = run.judged() if run.made else Judged()
+    notes = run.notes
+    bases = [
+        {
+            "dataset": made.scale.dataset,
+            "arch": made.scale.arch,
+            "val_accuracy": list(made.val_accuracy),
+            "test_accuracy": list(made.test_accuracy),
         }
+        for made in run.made.values()
+    ]
+    result = {
+        "seed": run.seed,
+        "settings": run.settings,
+        "networks": [asdict(network) for network in run.networks],
+        "registry": claims.registry_hash(),
+        "margins": {claim.id: claim.margin for claim in run.family},
+        "claims": [verdict.to_json() for verdict in judged.verdicts],
+        "data": notes.data,
+        "mechanism": notes.mechanism,
+        "tables": notes.tables,
+        "test_uses": notes.test_uses,
+        "bases": bases,
+        "readings": list(judged.readings),
+        **({"leaks": notes.leaks} if notes.leaks else {}),
+    }
+    context = {**_context(run), "timed": notes.timed}
+    named = {"stem": run.notebook.stem, "profile": run.profile}
+    return {**named, "result": result, "figures": notes.figures, "context": context}
 
 
-def points_lost(look: Mapping[Any, torch.Tensor], method: str) -> np.ndarray:
-    """Return the points of accuracy that `method` lost against the base, float64, one number a base network.
-
-    `look` maps (label, base index, draw) to which images are right, and holds ("base", index, 0) for every
-    base; the draws of one base are averaged, since they are not independent.
-    """
-    hits = {key: 100 * right.double().mean().item() for key, right in look.items()}
-    lost = []
-    for index in sorted({base for _, base, _ in look}):
-        draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
-        lost.append(hits["base", index, 0] - np.mean(draws))
-    return np.array(lost)
-
-
-def _accuracy(look: Mapping[Any, torch.Tensor], method: str) -> float:
-    return 100 * float(np.mean([right.double().mean() for (label, _, _), right in look.items() if label == method]))
+def _context(run: Run) -> dict[str, Any]:
+    cuda = run.device.type == "cuda"
+    return {
+        "mgenb": mgenb.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - run.began, 1),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }

@@ -1,5 +1,6 @@
 """Every committed notebook is such that nbval compares it, and the check for that finds what is wrong."""
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from mgenb.lab import catalog, hygiene
+from mgenb.lab import catalog, hygiene, parameters
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -76,12 +77,14 @@ MUTATIONS: dict[str, tuple[Callable[[Any], None], str]] = {
     "seconds": (printed("took 3 seconds\n"), "a time or speed"),
     "time": (printed("took 3.5s\n"), "a time or speed"),
     "speed": (printed("30 it/s\n"), "a time or speed"),
+    "cut table": (printed("<td>The statement of a cl...</td>"), "a table is cut"),
     "long cell": (with_source(1, "print('fine')\n" + "a = 1\n" * 15), "16 lines, more than 15"),
     "semicolon": (with_source(1, "print('fine');"), "ends with ';'"),
     "not python": (with_source(1, "%matplotlib inline"), "not plain Python"),
     "no parameters cell": (tagged(), "0 cells are tagged parameters"),
     "no annotation": (with_source(0, "seed = 0"), "is not name: type = value"),
     "two equal signs": (with_source(0, "seed: int = 0  # seed=0"), "papermill cannot read"),
+    "derived": (with_source(0, "seed: int = 0 + 1"), "is derived"),
     "unreadable type": (with_source(0, "seed: int | None = None"), "papermill cannot read"),
 }
 
@@ -93,6 +96,33 @@ def test_committed_notebook_is_clean(path):
 
 def test_the_catalogue_names_every_notebook():
     assert [path.stem for path in NOTEBOOKS] == [notebook.stem for notebook in catalog.notebooks()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_setting_of_a_profile_is_a_parameter_and_is_handed_on(path):
+    defaults = catalog.find(path.stem).defaults("quick")
+    declared = hygiene.parameters_of(path)
+    own = [*defaults, *(["networks_file"] if "networks" in defaults else [])]
+    assert {"profile", "seed", "device", *own} == declared.keys()
+    source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    started = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and is_start(node.func)]
+    assert [{word.arg: ast.unparse(word.value) for word in node.keywords} for node in started] == [
+        {name: name for name in declared}
+    ]
+
+
+def is_start(called: ast.expr) -> bool:
+    return ast.unparse(called) == "lab.start"
+
+
+@pytest.mark.parametrize("notebook", catalog.notebooks(), ids=lambda notebook: notebook.stem)
+def test_what_the_profiles_say_passes_the_check(notebook):
+    kinds = []
+    for profile in catalog.PROFILES:
+        defaults = notebook.defaults(profile)
+        assert parameters.check(notebook, profile, defaults).settings == defaults
+        kinds.append({name: type(value) for name, value in defaults.items() if name not in ("train", "val", "test")})
+    assert kinds[0] == kinds[1] == kinds[2]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

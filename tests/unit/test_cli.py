@@ -16,14 +16,14 @@ from mgenb.lab import catalog, doctor, execute, hygiene
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
-PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = 0.0  # size\nfull: bool = False\nname: str = ""'
+PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = None  # size\ndataset: str = None\nval: int = None'
 RECORD = """
 import json, os, pathlib
 out = pathlib.Path(os.environ["MGENB_OUT"])
 claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
-record["seen"] = [seed, z, full]
+record["seen"] = [seed, z, dataset, val]
 (out / (STEM + ".json")).write_text(json.dumps(record))
 (out / (STEM + "-a.png")).write_bytes(b"a figure")
 print("mechanism kept: True")
@@ -87,10 +87,16 @@ def test_every_command_shows_an_example(call, command):
     ("arguments", "told"),
     [
         (["run", "03", "-p", "sed=1"], "no parameter 'sed'; did you mean 'seed'?"),
-        (["run", "03", "-p", "seed=1.5"], "seed is '1.5'; right is a whole number (int)"),
-        (["run", "03", "-p", "z=small"], "z is 'small'; right is a number (float)"),
-        (["run", "03", "-p", "z=nan"], "z is 'nan'; right is a number (float)"),
-        (["run", "03", "-p", "full=1"], "full is '1'; right is true or false (bool)"),
+        (["run", "03", "-p", "seed=1.5"], "seed is '1.5'; right is a whole number of at least 0"),
+        (["run", "03", "-p", "z=small"], "z is 'small'; right is a number of at least 0"),
+        (["run", "03", "-p", "z=nan"], "z is 'nan'; right is a number of at least 0"),
+        (["run", "03", "-p", "val=0"], "val is '0'; right is a whole number of at least 1"),
+        (["run", "03", "-p", "device=cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["run", "03", "-p", "dataset=mnst"], "unknown dataset 'mnst'; did you mean 'mnist'?"),
+        (["run", "03", "-p", "dataset=none/such"], "none/such does not exist"),
+        (["run", "11", "-p", "finish=1"], "finish is '1'; right is true or false"),
+        (["run", "05", "-p", "networks=lenet/mnst"], "networks has 'lenet/mnst'; did you mean 'lenet/mnist'?"),
+        (["run", "08", "-p", "kappas=0, x"], "kappas is '0, x'; right is a list of numbers of at least 0"),
         (["run", "03", "-p", "profile=cpu"], "--profile cpu"),
         (["run", "03", "-p", "seed"], "'seed' is not name=value"),
         (["run", "03", "-p", "seed=1", "-p", "seed=2"], "given twice"),
@@ -132,10 +138,13 @@ def test_dry_run_prints_the_plan_and_starts_nothing(project, call):
 
 
 def test_run_writes_notebook_record_and_figures(project, call):
-    code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "full=true")
-    folder = project / "runs" / "quick-full=true,seed=7,z=1e-3"
+    (project / "images").mkdir()  # a relative path means the caller's folder, not the notebook's
+    code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "dataset=images", "-p", "val=all")
+    (folder,) = (project / "runs").iterdir()
+    assert folder.name.startswith("quick-dataset=")  # what is not the profile's, and no more: val=all is
+    assert "seed=7,z=0.001" in folder.name or folder.name[-9] == "-"  # long names end in a hash
     assert code == 0
-    assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, True]
+    assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, str(project / "images"), "all"]
     assert (folder / f"{STEM}-a.png").exists()
     assert out.splitlines()[0].endswith("1 contradicted")
     last = out.splitlines()[-1]

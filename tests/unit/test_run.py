@@ -1,8 +1,10 @@
 """The context of a notebook: parameters, the sealed test split, verdicts and the record."""
 
+import itertools
 import json
 import platform
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,13 @@ from matplotlib.figure import Figure
 
 import mgenb
 from mgenb import claims, evolve, frequency, lab, mega, mge, population, stats
-from mgenb.data import Split
+from mgenb.data import SealedSplit, Split
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog
+from mgenb.lab import catalog, evidence
+from mgenb.lab.run import record_of
 
 STEM = "01_frequency_sensitivity"
-TINY = {"bases": 3, "epochs": 1, "train": 300, "val": 100, "test": 100, "floor": 5.0}
+TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 5.0}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,7 @@ def record(out, capsys):
 
 def test_what_is_not_given_comes_from_the_profile(capsys):
     defaults = catalog.find(STEM).defaults("cpu")
-    run = start("cpu", seed=3, bases=0, share=-1.0, arch="", epochs=2)
+    run = start("cpu", seed=3, bases=None, share=None, arch=None, epochs=2)
     assert run.settings == {**defaults, "epochs": 2}
     assert (run.s.bases, run.s.arch, run.s.epochs) == (defaults["bases"], defaults["arch"], 2)
     printed = capsys.readouterr()
@@ -80,6 +83,10 @@ def test_what_is_not_given_comes_from_the_profile(capsys):
     ("given", "taken"),
     [
         ({"share": "1e-3"}, 1e-3),
+        ({"share": 0}, 0.0),
+        ({"val": "all"}, "all"),
+        ({"val": "50"}, 50),
+        ({"second_arch": ""}, ""),
         ({"share": 1}, 1.0),
         ({"bases": "4"}, 4),
         ({"bases": 4.0}, 4),
@@ -97,14 +104,24 @@ def test_values_take_the_type_that_is_due(given, taken):
     ("wrong", "words"),
     [
         ({"shares": 0.5}, "no parameter 'shares'; did you mean 'share'"),
-        ({"share": "much"}, "share is 'much'; right is a number"),
-        ({"bases": 2.5}, "bases is 2.5; right is a value of type int"),
-        ({"bases": True}, "bases is True"),
+        ({"networks_file": "mine.toml"}, "no parameter 'networks_file'"),
+        ({"share": "much"}, "share is 'much'; right is a number from 0 to 1"),
         ({"share": 1.5}, "share is 1.5; right is a number from 0 to 1"),
-        ({"bases": -1}, "bases is -1; right is a number of at least 0"),
-        ({"arch": 3}, "arch is 3; right is a value of type str"),
+        ({"share": "nan"}, "share is 'nan'"),
+        ({"bases": 2.5}, "bases is 2.5; right is a whole number of at least 1"),
+        ({"bases": True}, "bases is True"),
+        ({"second_epochs": 0}, "second_epochs is 0; right is a whole number of at least 1"),
+        ({"bases": 0}, "bases is 0; right is a whole number of at least 1"),
+        ({"val": 0}, 'val is 0; right is a whole number of at least 1, or "all"'),
+        ({"val": "some"}, "val is 'some'"),
+        ({"floor": 101}, "floor is 101; right is a number from 0 to 100"),
+        ({"arch": 3}, "arch is 3; right is a text"),
+        ({"arch": "lennet"}, "unknown arch 'lennet'; did you mean 'lenet'"),
+        ({"recipe": "adam"}, "unknown recipe 'adam'; did you mean 'mge-adam'"),
+        ({"dataset": "mnst"}, "unknown dataset 'mnst'; did you mean 'mnist'"),
+        ({"dataset": "no/such/folder"}, "no/such/folder does not exist"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": "0"}, "seed is '0'"),
+        ({"seed": "zero"}, "seed is 'zero'; right is a whole number of at least 0"),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"profile": "quik"}, "unknown profile 'quik'; did you mean 'quick'"),
@@ -120,12 +137,6 @@ def test_an_unknown_notebook_names_the_nearest():
         lab.start("01_frequency_sensitivty", profile="quick", seed=0, device="cpu")
     for name in ("1", "01", STEM, f"{STEM}.ipynb"):
         assert catalog.find(name).stem == STEM
-
-
-def test_every_profile_of_a_notebook_has_the_same_parameters_of_the_same_types():
-    for notebook in catalog.notebooks():
-        types = [{name: type(v) for name, v in notebook.defaults(p).items()} for p in catalog.PROFILES]
-        assert types[0] == types[1] == types[2], notebook.stem
 
 
 def holds_images(value):
@@ -156,7 +167,7 @@ def test_every_look_counts(capsys):
 
 
 # a token says which parameters were set by hand: this is not what the profile measures
-BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=1]"
+BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=12, bases=3, floor=5.0]"
 
 
 def test_verdicts_are_printed_as_one_token_a_line(capsys):
@@ -185,15 +196,35 @@ def test_below_the_floor_no_claim_is_tested(capsys):
         run.evidence(claim_id, stats.mean([20.0, 21.0, 22.0]))
     capsys.readouterr()
     run.verdicts()
-    assert set(capsys.readouterr().out.splitlines()) == {f"{name}: not tested {BY_HAND}" for name in own}
+    assert set(capsys.readouterr().out.splitlines()) == {
+        f"{name}: not tested {BY_HAND.replace('floor=5.0', 'floor=99.9')}" for name in own
+    }
 
 
-def test_what_is_counted_of_an_architecture_needs_no_sound_network(capsys):
-    run = lab.start(
-        "12_mega_pairs", profile="quick", seed=0, device="cpu", pairs="mnist:lenet:mge-adam:1:300:99", bases=1
-    )
-    pair = run.pairs()[0]
-    run.bases(run.load(pair), pair)
+FINE = {"fine": {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 12, "images": 300, "floor": 5}}
+TOO_HIGH = {"too high": {**FINE["fine"], "dataset": "fashion_mnist", "epochs": 1, "images": 200, "floor": 99}}
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A run on tiny networks of the user's own."""
+
+    def of(networks, stem="06_accuracy_table", **own):
+        lines = [
+            f'[networks."{name}"]\n' + "".join(f"{k} = {json.dumps(v)}\n" for k, v in n.items())
+            for name, n in networks.items()
+        ]
+        (tmp_path / "mine.toml").write_text("\n".join(lines))
+        given = {"networks": list(networks), "networks_file": str(tmp_path / "mine.toml"), "val": 100, "test": 100}
+        return lab.start(stem, profile="quick", seed=0, device="cpu", **{"bases": 3, **given, **own})
+
+    return of
+
+
+def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, capsys):
+    run = several(TOO_HIGH, stem="12_mega_pairs", bases=1)
+    (network,) = run.networks
+    run.bases(run.load(network), network)
     run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
     run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]))
     run.verdicts()
@@ -250,7 +281,7 @@ def test_two_runs_have_equal_results_and_another_seed_another(record, out):
 
 def test_a_record_can_be_written_with_too_few_networks_for_an_interval(out, capsys):
     run, _, _ = toy(bases=2)
-    verdict = next(v for v in run._verdicts if v.claim.id == "mge.fig6.high_worse_than_low")
+    verdict = next(v for v in run.judged().verdicts if v.claim.id == "mge.fig6.high_worse_than_low")
     assert verdict.verdict == "inconclusive"
     reading = catalog.read_record(out / f"{STEM}.json")["result"]["readings"][0]
     assert reading["low"] is None
@@ -353,60 +384,114 @@ def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
     assert list(run.readings_table()["verdict"]) == ["not tested"]
 
 
-def several(tmp_pairs, **own):
-    """A run of notebook 06 on tiny pairs."""
-    return lab.start(
-        "06_accuracy_table", profile="quick", seed=0, device="cpu", pairs=tmp_pairs, bases=3, val=100, test=100, **own
-    )
+@pytest.mark.parametrize(
+    ("given", "named"), [({"floor": 5.0}, ", floor=5.0]"), ({"repeats": 3}, "repeats=3]"), ({"seed": 1}, "seed=1]")]
+)
+def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
+    run = start(**{**TINY, **given})
+    run.bases(run.load())
+    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
+    run.verdicts()
+    assert all(line.endswith("]") and named.strip("]") in line for line in capsys.readouterr().out.splitlines()[-3:])
 
 
-def test_claims_are_judged_at_the_scale_and_floor_of_their_pair(capsys):
-    run = several("mnist:lenet:mge-adam:1:300:5, fashion_mnist:lenet:mge-adam:1:200:99")
-    for pair in run.pairs():
-        dataset = run.load(pair)
-        assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (
-            pair.images,
-            pair.images // 5,
-            pair.images // 5,
-        )
-        run.bases(dataset, pair)
+@pytest.mark.parametrize(
+    ("floor", "why"), [(0.0, "% on test, which is chance"), (5.0, "% on test, below the floor of")]
+)
+def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why):
+    run = start(**{**TINY, "floor": floor})
+    dataset = run.load()
+    shifted = dataset.test.unseal("labels that the networks cannot know")
+    shifted = replace(shifted, labels=(shifted.labels + 1) % 10)
+    dataset = replace(dataset, test=SealedSplit(shifted))
+    nets = run.bases(dataset)
+    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
+    run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
+    before = {verdict.claim.id: verdict.verdict for verdict in run.judged().verdicts}
+    assert before["mge.fig6.high_worse_than_low"] == "reproduced"
+    run.final_test(dataset, {"zeroed": (nets[0], {**nets[0].state_dict(), "net.fc2.bias": torch.zeros(10)})})
+    after = {verdict.claim.id: verdict for verdict in run.judged().verdicts}["mge.fig6.high_worse_than_low"]
+    assert after.verdict == "not tested"
+    assert why in after.reason
+    assert run.judged().readings[0]["verdict"] == "not tested"
+
+
+STORED = {  # what a notebook may say about one claim, in any order
+    "reading": lambda run: run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0])),
+    "compare": lambda run: run.compare("mge.fig6.high_worse_than_low", look_of(95, 10), better="a", worse="b"),
+    "evidence": lambda run: run.evidence("mge.fig6.high_worse_than_mid", stats.mean([20.0, 21.0, 22.0])),
+    "not_tested": lambda run: run.not_tested("mge.fig6.high_worse_than_mid", "for a reason"),
+    "reading_of_it": lambda run: run.reading("mge.fig6.high_worse_than_mid", "flat", stats.mean([20.0, 21.0, 22.0])),
+}
+
+
+def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
+    told = set()
+    for order in itertools.permutations(STORED):
+        run = start(**TINY)
+        run.made["mnist", "lenet"] = evidence.Bases(claims.Scale("quick", "sample", "mnist", "lenet"), 10, 5, (90.0,))
+        for name in order:
+            STORED[name](run)
+        capsys.readouterr()
+        run.verdicts()
+        reasons = {verdict.claim.id: verdict.reason for verdict in run.judged().verdicts}
+        told.add((capsys.readouterr().out, str(reasons), str(run.readings_table()["verdict"].sort_index())))
+    ((tokens, reasons, readings),) = told
+    assert "mge.fig6.high_worse_than_low: not tested [quick, sample]\n" in tokens
+    assert "'mge.fig6.high_worse_than_low': 'both at chance: at most 11.0 % are right'" in reasons
+    assert "'mge.fig6.high_worse_than_mid': 'for a reason'" in reasons
+    assert readings.count("not tested") == 2
+
+
+def test_evidence_for_a_claim_of_another_notebook_is_refused():
+    with pytest.raises(MgenbError, match="is judged in 02_zero_filling, not in this notebook"):
+        start().evidence("mge.fig5.harmless", stats.mean([1.0, 2.0, 3.0]))
+
+
+def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, capsys):
+    run = several({**FINE, **TOO_HIGH})
+    for network in run.networks:
+        dataset, fifth = run.load(network), network.images // 5
+        assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (network.images, fifth, fifth)
+        run.bases(dataset, network)
         evidence = stats.mean([-9.0, -9.1, -9.2])
-        run.evidence(f"mge.table2.as_good.{pair.dataset}.lenet", evidence, differ=True, pairs=[pair])
-    assert [run.fit(pair) for pair in run.pairs()] == [True, False]
+        run.evidence(f"mge.table2.as_good.{network.dataset}.lenet", evidence, differ=True, networks=[network])
+    assert [run.fit(network) for network in run.networks] == [True, False]
     capsys.readouterr()
     run.verdicts()
     printed = capsys.readouterr().out
-    assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample" in printed
+    assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample, networks=fine + too high, val=100" in printed
     assert "mge.table2.* (32 value claims): not tested [quick, sample" in printed
-    found = {verdict.claim.id: verdict for verdict in run._verdicts}
+    found = {verdict.claim.id: verdict for verdict in run.judged().verdicts}
     below = found["mge.table2.as_good.fashion_mnist.lenet"]
     assert below.verdict == claims.NOT_TESTED
     assert below.scale.dataset == "fashion_mnist"
     assert "below the floor of 99 %" in below.reason
     assert len(found) == 32 + 16 + 5
+    assert [network["floor"] for network in record_of(run)["result"]["networks"]] == [5, 99]
 
 
-def test_a_table_of_untested_cells_shares_one_line_and_one_row(capsys):
-    run = several("mnist:lenet:mge-adam:1:300:5")
+def test_a_table_of_untested_cells_shares_one_line_and_one_row(several, capsys):
+    run = several(FINE)
     capsys.readouterr()
     run.paper_says()
     lines = capsys.readouterr().out.splitlines()
     assert sum("mge.table2." in line for line in lines) == 2 + 2  # two grids, two controls
-    run.bases(run.load(run.pairs()[0]), run.pairs()[0])
+    run.bases(run.load(run.networks[0]), run.networks[0])
     run.verdicts()
     assert "mge.table2.* (32 claims)" in run.claims_table().index
 
 
-def test_finished_networks_are_what_the_floor_sees(capsys):
-    run = several("mnist:lenet:mge-adam:1:300:15")
-    pair = run.pairs()[0]
+def test_finished_networks_are_what_the_floor_sees(several):
+    run = several({"fine": {**FINE["fine"], "floor": 15}})
+    (network,) = run.networks
 
     def finish(net):
         with torch.no_grad():
             net.get_parameter("net.fc2.bias")[3] = 1e6
 
-    dataset = run.load(pair)
-    nets = run.bases(dataset, pair, finish=finish)
+    dataset = run.load(network)
+    nets = run.bases(dataset, network, finish=finish)
     assert all((population.predict(net, dataset.val) == 3).all() for net in nets)
-    assert not run.fit(pair)
-    assert max(run._result["bases"][-1]["val_accuracy"]) < 20
+    assert not run.fit(network)
+    assert max(run.made["mnist", "lenet"].val_accuracy) < 20

@@ -1,0 +1,86 @@
+"""One setting's value: what a command line's text means, and which types and ranges are right."""
+
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mgenb import data, mega, nets, training
+from mgenb.claims.registry import PAPERS
+from mgenb.errors import MgenbError, choose
+
+LIMITS = ("train", "val", "test")  # of images: a number, or all there are
+SHARES = ("t", "share")
+MAY_BE_ZERO = ("seed", "val_classes", "mutations", "fusions", "tune_epochs")
+CHOICES: dict[str, Collection[str]] = {
+    "arch": nets.ARCHITECTURES,
+    "second_arch": ("", *nets.ARCHITECTURES),
+    "recipe": training.RECIPES,
+    "variant": mega.VARIANTS,
+    "paper": ("both", *PAPERS),
+}
+RIGHT = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [0, 1]"}
+
+
+def checked(name: str, value: Any, wanted: type, folder: Path | None = None) -> Any:
+    """Return `value` as the setting `name` has it, of type `wanted`; text stands for what it says, as "[0, 1]" does.
+
+    None, and the text "null", mean that nothing was given: None. A relative path of images starts at `folder`, else
+    at the working directory. Raises MgenbError that names the value and what is right.
+    """
+    given: Any = value
+    if isinstance(value, str):
+        value = _read(value, wanted)
+    if value is None:
+        return None
+    if name in LIMITS and value == "all":
+        return value
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted or not _in_range(name, value):
+        raise MgenbError(f"{name} is {given!r}; right is {_right(name, wanted)}")
+    if name == "dataset":
+        return data.named(str(value), folder or Path.cwd())
+    return choose(name, str(value), CHOICES[name]) if name in CHOICES else value
+
+
+def _read(text: str, wanted: type) -> Any:
+    if text in ("null", "None"):
+        return None
+    if wanted is str:
+        return text
+    try:
+        value = json.loads(text.lower() if wanted is bool else text)
+    except ValueError:
+        value = text
+    if wanted is list and not isinstance(value, list):
+        return [_read(part.strip(), object) for part in text.split(",")]
+    return value
+
+
+def _span(name: str, wanted: type) -> tuple[float, float]:
+    """Return the least and the largest number that is right."""
+    least = 0 if wanted is float or name in MAY_BE_ZERO else 1
+    return least, 1 if name in SHARES else 100 if name == "floor" else math.inf
+
+
+def _in_range(name: str, value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and (name != "kappas" or all(type(k) in (int, float) and 0 <= k < math.inf for k in value))
+    if isinstance(value, str | bool):
+        return True
+    least, most = _span(name, type(value))
+    return least <= value <= most and math.isfinite(value)
+
+
+def _right(name: str, wanted: type) -> str:
+    if name == "kappas":
+        return "a list of numbers of at least 0, as in [0, 2, 5]"
+    if wanted not in (int, float):
+        return RIGHT[wanted]
+    least, most = _span(name, wanted)
+    span = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+    return f"{RIGHT[wanted]} {span}" + (', or "all"' if name in LIMITS else "")
