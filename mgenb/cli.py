@@ -50,18 +50,18 @@ def list_() -> None:
     What each reproduces, what it costs in each profile, and the verdicts of its committed records.
     Example: mgenb list
     """
-    from mgenb.lab import execute
+    from mgenb.lab import record
 
-    records = catalog.committed_records()
+    records = record.committed()
     for notebook in catalog.notebooks():
         number = notebook.stem.split("_")[0]
         print(f"{number}  {notebook.title}")
         print(f"    reproduces {notebook.reproduces}")
         print("    cost       " + "; ".join(f"{name} {cost}" for name, cost in notebook.cost.items()))
-        mine = [record for record in records if record["stem"] == notebook.stem]
-        for record in mine:
-            date = record["context"]["finished"][:10]
-            print(f"    record     {record['profile']}, {date}: {execute.counted(record)}")
+        mine = [one for one in records if one.stem == notebook.stem]
+        for one in mine:
+            stale = f"; STALE, no evidence: {one.stale}" if one.stale else ""
+            print(f"    record     {one.profile}, {one.context['finished'][:10]}: {one.counted}{stale}")
         if not mine:
             print("    record     none is committed")
 
@@ -150,17 +150,16 @@ def claims(
     ] = False,
 ) -> None:
     """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""
-    from mgenb import claims as registry
-    from mgenb.lab import scoreboard
+    from mgenb.lab import record, scoreboard
 
-    records = catalog.committed_records()
+    records = record.committed()
     frame = scoreboard.table(records, paper)
     if markdown:
         print(scoreboard.markdown(frame))
     else:
         _print_claims(frame)
     if audit:
-        print("\n".join(["", *(registry.audit(records) or ["nothing to question: no records"])]))
+        print("\n".join(["", *(record.audit(records) or ["nothing to question: no records"])]))
 
 
 def _print_claims(frame: "pd.DataFrame") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -64,17 +65,12 @@ def output_dir(profile: str) -> Path:
     return Path(chosen) if chosen else project_root() / "runs" / profile
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; MgenbError when it is not one."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["stem"], record["profile"], record["result"]["claims"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MgenbError(f"{path} is not a record ({error}); make it again with `mgenb run`") from error
-    return record
-
-
-def committed_records() -> list[dict[str, Any]]:
-    """Return the records in `figures/<profile>/`, in the order of profiles and stems."""
-    folder = project_root() / "figures"
-    return [read_record(path) for profile in PROFILES for path in sorted((folder / profile).glob("*.json"))]
+def version(stem: str) -> int:
+    """Return the VERSION of a notebook's experiment: of its cell tagged `experiment`; 1 where it has none."""
+    path = project_root() / "notebooks" / f"{stem}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    for cell in cells:
+        found = re.search(r"^VERSION = (\d+)", "".join(cell["source"]), re.MULTILINE)
+        if found and "experiment" in cell["metadata"].get("tags", []):
+            return int(found[1])
+    return 1

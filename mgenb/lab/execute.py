@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
+from mgenb.lab.record import Record, read
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
@@ -44,7 +44,7 @@ class Outcome:
 
     job: Job
     seconds: float
-    record: dict[str, Any] | None = None
+    record: Record | None = None
     error: str = ""
 
     @property
@@ -53,15 +53,7 @@ class Outcome:
         stem = self.job.notebook.stem
         if self.error:
             return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.executed}"
-        return f"{stem}: {self.seconds:.0f} s, {counted(self.record)}"
-
-
-def counted(record: Mapping[str, Any] | None) -> str:
-    """Return how many verdicts of each kind a record holds, as `2 contradicted, 1 reproduced`."""
-    if record is None:
-        return "no record"
-    kinds = Counter(claim["verdict"] for claim in record["result"]["claims"])
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no verdicts"
+        return f"{stem}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
 
 
 def path_of(notebook: catalog.Notebook) -> Path:
@@ -182,7 +174,7 @@ def execute(job: Job) -> Outcome:
     seconds = time.monotonic() - began
     if error_text or not record.exists():
         return Outcome(job, seconds, error=error_text)
-    return Outcome(job, seconds, catalog.read_record(record))
+    return Outcome(job, seconds, read(record))
 
 
 def _short(message: str) -> str:
@@ -197,7 +189,7 @@ def where_to_look(outcomes: Sequence[Outcome]) -> str:
     if not fine:
         return f"nothing was finished; look at {out}"
     records = [outcome.record for outcome in fine if outcome.record is not None]
-    figures = sum(len(record["figures"]) for record in records)
+    figures = sum(len(record.figures) for record in records)
     made = f"{len(fine)} executed notebooks, {figures} figures, {len(records)} records"
     return f"look at {out}: {made}; open {fine[0].job.executed} first"
 
@@ -277,9 +269,9 @@ def _recorded(path: Path) -> list[str]:
     """Return the tokens of a record, as the notebook prints them; none where there is no record."""
     if not path.exists():
         return []
-    result = catalog.read_record(path)["result"]
-    facts = [f"mechanism {name}: {value}" for name, value in result["mechanism"].items()]
-    return facts + [claim["token"] for claim in result["claims"]]
+    record = read(path)
+    facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
+    return facts + [claim["token"] for claim in record.claims]
 
 
 def _replace(stem: str, made: Path, folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 import mgenb
 from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures, telling
+from mgenb.lab import catalog, figures, record, telling
 from mgenb.lab.pairs import Pair, parse
 
 State = Mapping[str, torch.Tensor]
@@ -106,6 +106,7 @@ class Run:
         self.notebook, self.profile, self.seed, self.device = notebook, profile, seed, device
         self.s = SimpleNamespace(**settings)
         self.settings = settings
+        self.version = 1  # of the experiment; `measure` says another
         self._began = time.monotonic()
         self._estimates: dict[str, stats.Estimate] = {}
         self._differ: dict[str, bool] = {}
@@ -121,6 +122,7 @@ class Run:
             "mechanism": {},
             "tables": {},
             "test_uses": [],
+            "leaks": [],
             "bases": [],
             "readings": [],
         }
@@ -222,7 +224,7 @@ class Run:
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self._result.setdefault("leaks", []).append({"dataset": dataset.name, "reason": reason})
+        self._result["leaks"].append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
 
@@ -356,18 +358,21 @@ class Run:
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
         path = catalog.output_dir(self.profile) / f"{self.notebook.stem}.json"
-        margins = {claim.id: claim.margin for claim in self._claims()}
-        result = {
-            "seed": self.seed,
-            "settings": self.settings,
-            "registry": claims.registry_hash(),
-            "margins": margins,
-            "claims": [verdict.to_json() for verdict in self._verdicts],
+        made = record.Record(
+            schema=record.SCHEMA,
+            stem=self.notebook.stem,
+            profile=self.profile,
+            figures=self._figures,
+            context={**self._context(), "timed": self._timed},
+            seed=self.seed,
+            version=self.version,
+            registry=claims.registry_hash(self.notebook.stem),
+            settings=self.settings,
+            margins={claim.id: claim.margin for claim in self._claims()},
+            claims=[verdict.to_json() for verdict in self._verdicts],
             **self._result,
-        }
-        named = {"stem": self.notebook.stem, "profile": self.profile}
-        context = {**self._context(), "timed": self._timed}
-        store.write_json(path, {**named, "result": result, "figures": self._figures, "context": context})
+        )
+        store.write_json(path, made.to_json())
         for file in self._unfinished:
             file.unlink(missing_ok=True)
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")

@@ -23,7 +23,7 @@ out = pathlib.Path(os.environ["MGENB_OUT"])
 claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
-record["seen"] = [seed, z, full]
+result["settings"] = {"seen": [seed, z, full]}
 (out / (STEM + ".json")).write_text(json.dumps(record))
 (out / (STEM + "-a.png")).write_bytes(b"a figure")
 print("mechanism kept: True")
@@ -135,7 +135,7 @@ def test_run_writes_notebook_record_and_figures(project, call):
     code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "full=true")
     folder = project / "runs" / "quick"
     assert code == 0
-    assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, True]
+    assert json.loads((folder / f"{STEM}.json").read_text())["result"]["settings"]["seen"] == [7, 0.001, True]
     assert (folder / f"{STEM}-a.png").exists()
     assert out.splitlines()[0].endswith("1 contradicted")
     last = out.splitlines()[-1]
@@ -195,20 +195,12 @@ def test_refresh_with_another_profile_leaves_the_notebook(project, call):
     assert json.loads((project / "figures" / "cpu" / f"{STEM}.json").read_text())["profile"] == "cpu"
 
 
-def record(verdict: str, profile: str) -> dict:
-    scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet"}
-    numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": ""}
-    row = {"id": "mge.fig7.mask_beats_random", "verdict": verdict, "scale": scale, **numbers}
-    context = {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "cores": 2}
-    return {"stem": STEM, "profile": profile, "result": {"claims": [row]}, "figures": [], "context": context}
-
-
 @pytest.fixture
-def two_records(project):
+def two_records(project, recorded):
     for profile, verdict in (("quick", "inconclusive"), ("cpu", "contradicted")):
         path = project / "figures" / profile / f"{STEM}.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(record(verdict, profile)))
+        path.write_text(json.dumps(recorded(verdict, profile, test_uses=[{}]).to_json()))
 
 
 @pytest.mark.usefixtures("two_records")
@@ -229,7 +221,7 @@ def test_claims_shows_the_verdict_of_the_best_evidence(call):
     assert line.endswith("contradicted [cpu]")
     assert "not transcribed" in out
     assert "1 contradicted" in next(line for line in out.splitlines() if " claims, " in line)
-    assert f"{STEM} (cpu)" in out
+    assert f"{STEM} (cpu): the test split was used 1 time" in out
 
 
 @pytest.mark.usefixtures("two_records")
@@ -238,6 +230,34 @@ def test_claims_in_markdown_holds_only_what_has_a_verdict(call):
     assert len(out.splitlines()) == 3
     assert "| contradicted | " in out
     assert "[cpu]" in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"schema": 0}, "older form"),
+        ({"registry": "0" * 16}, "other registry entries"),
+        ({"version": 2}, "by version 2 of the experiment, today's is 1"),
+    ],
+)
+def test_a_stale_record_is_shown_as_stale_everywhere(project, call, recorded, changed, why):
+    for profile, given in (("quick", {}), ("cpu", changed)):
+        path = project / "figures" / profile / f"{STEM}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(recorded("contradicted", profile, **given).to_json()))
+    listed = call("list")[1]
+    assert why in next(line for line in listed.splitlines() if "STALE, no evidence" in line)
+    out = call("claims", "--paper", "mge", "--audit")[1]
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    assert line.endswith("contradicted [quick]")
+    assert f"{STEM} (cpu): stale: " in out
+    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| contradicted | ")
+    (project / "figures" / "quick" / f"{STEM}.json").unlink()
+    out = call("claims", "--paper", "mge")[1]
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    assert line.endswith("stale [cpu]")
+    assert "1 stale" in out.splitlines()[-1]
+    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| stale | ")
 
 
 def test_a_damaged_record_is_one_sentence(project, call):
