@@ -135,10 +135,26 @@ def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
 
     choose("profile", profile, catalog.PROFILES)
     for notebook in _chosen(numbers):
-        changed = execute.refresh(notebook, profile)
-        print(f"{notebook.stem}: {'' if changed else 'no token changed'}".rstrip())
-        for line in changed:
-            print(f"  {line}", flush=True)
+        _show_changes(notebook.stem, execute.refresh(notebook, profile))
+
+
+@app.command()
+def analyse(numbers: Numbers = None, profile: Profile = "quick") -> None:
+    """Make figures, verdicts and records anew from committed rows. Example: mgenb analyse 02 --profile cpu
+
+    Nothing is measured, so it takes seconds: for an edited registry, or a figure drawn otherwise. Where no number is
+    given, all notebooks that have rows. Prints which tokens changed.
+    """
+    from mgenb.lab import execute
+
+    folder = catalog.project_root() / "figures" / choose("profile", profile, catalog.PROFILES)
+    for notebook in _chosen(numbers):
+        if numbers or (folder / f"{notebook.stem}.csv").exists():
+            _show_changes(notebook.stem, execute.refresh(notebook, profile, measure=False))
+
+
+def _show_changes(stem: str, changed: Sequence[str]) -> None:
+    print("\n  ".join([f"{stem}: {'' if changed else 'no token changed'}".rstrip(), *changed]), flush=True)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import Any
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
 from mgenb.lab.record import Record, read
+from mgenb.lab.rows import ANALYSE
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
@@ -31,6 +32,7 @@ class Job:
     path: Path
     parameters: Mapping[str, Any]
     out: Path
+    rows: Path | None = None  # a folder with rows that are read; None: measure
 
     @property
     def executed(self) -> Path:
@@ -133,16 +135,18 @@ def _parse(name: str, text: str, wanted: str) -> Any:
 
 
 @contextmanager
-def _output_to(out: Path) -> Iterator[None]:
-    """Set MGENB_OUT, which kernels inherit, for a while."""
-    before = os.environ.get("MGENB_OUT")
-    os.environ["MGENB_OUT"] = str(out)
+def _environment(job: Job) -> Iterator[None]:
+    """Set where the job's kernel, which inherits it, writes and whether it measures, for a while."""
+    before = dict(os.environ)
+    os.environ["MGENB_OUT"] = str(job.out)
+    os.environ.pop(ANALYSE, None)
+    if job.rows:
+        os.environ[ANALYSE] = str(job.rows)
     try:
         yield
     finally:
-        del os.environ["MGENB_OUT"]
-        if before is not None:
-            os.environ["MGENB_OUT"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def execute(job: Job) -> Outcome:
@@ -158,7 +162,7 @@ def execute(job: Job) -> Outcome:
     record.unlink(missing_ok=True)  # the one of an earlier run would pass for this run's
     began, error_text = time.monotonic(), ""
     try:
-        with _output_to(job.out):
+        with _environment(job):
             papermill.execute_notebook(
                 job.path,
                 job.executed,
@@ -230,19 +234,23 @@ def _kept(outputs: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def refresh(notebook: catalog.Notebook, profile: str) -> list[str]:
+def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -> list[str]:
     """Execute a notebook with a profile's defaults, and bring what is committed of it up to date.
 
-    Figures and record go to `figures/<profile>/`; the quick profile's outputs also into the notebook itself.
-    Nothing is touched when it fails. Returns the tokens that changed, as `- old` and `+ new`. Raises
-    MgenbError when the notebook fails.
+    Rows, figures and record go to `figures/<profile>/`; the quick profile's outputs also into the notebook itself.
+    Without `measure` the rows are those that are there, and the rest is made anew from them. Nothing is touched when
+    it fails. Returns the tokens that changed, as `- old` and `+ new`. Raises MgenbError when the notebook fails.
     """
     import nbformat
 
     path, figures = path_of(notebook), catalog.project_root() / "figures" / profile
     parameters = {} if profile == "quick" else {"profile": profile}
+    if not measure and not (figures / f"{notebook.stem}.csv").is_file():
+        raise MgenbError(
+            f"{notebook.stem} has no rows in {figures}; make them with `mgenb refresh --profile {profile}`"
+        )
     with tempfile.TemporaryDirectory() as temporary:
-        outcome = execute(Job(notebook, path, parameters, Path(temporary)))
+        outcome = execute(Job(notebook, path, parameters, Path(temporary), None if measure else figures))
         if outcome.error:
             raise MgenbError(f"{notebook.stem} was left as it is; {outcome.error}")
         nb = nbformat.read(outcome.job.executed, as_version=4)
@@ -275,9 +283,10 @@ def _recorded(path: Path) -> list[str]:
 
 
 def _replace(stem: str, made: Path, folder: Path) -> None:
-    """Put the figures and the record of a notebook in place of those in `folder`."""
+    """Put the rows, where it measured, the figures and the record of a notebook in place of those in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    new = [*made.glob(f"{stem}-*.png"), *made.glob(f"{stem}.json")]
+    measured = (made / f"{stem}{end}" for end in (".npz", ".csv", ".parts.json"))
+    new = [*filter(Path.exists, measured), *made.glob(f"{stem}-*.png"), *made.glob(f"{stem}.json")]
     for old in folder.glob(f"{stem}-*.png"):
         if old.name not in {path.name for path in new}:
             old.unlink()

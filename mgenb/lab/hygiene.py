@@ -13,7 +13,7 @@ PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
-    *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
+    *("load", "bases", "measure", "rest_on", "tell", "paper_says", "mechanism", "figure", "verdicts", "finish"),
     *("claims_table", "readings_table"),
 }
 

@@ -27,6 +27,7 @@ import pandas as pd
 from mgenb.errors import MgenbError
 
 SCHEMA = 1
+ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
 LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
 
 Part = Mapping[str, Any]
@@ -50,6 +51,15 @@ class Found:
     rows: Iterable[Mapping[str, Any]] | pd.DataFrame
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Any) -> "Found":
+        """Return what a function returned as a Found: it may be rows alone (a generator, too), or rows and arrays."""
+        if isinstance(value, cls):
+            return value
+        return (
+            cls(*value) if isinstance(value, tuple) else cls(value if isinstance(value, pd.DataFrame) else list(value))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +125,7 @@ def _measure_one(
     if file.exists():
         return file
     began = perf_counter()
-    found = function(dict(part))
-    if not isinstance(found, Found):
-        found = Found(*found) if isinstance(found, tuple) else Found(found)
+    found = Found.of(function(dict(part)))
     rows = _tidy(found.rows, part)
     if found.arrays:
         arrays = {f"{key}.{name}": np.asarray(array) for name, array in found.arrays.items()}

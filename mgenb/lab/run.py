@@ -5,9 +5,10 @@ import math
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, population, stats, store, training
+from mgenb import claims, data, population, stats, store
 from mgenb.errors import MgenbError, nearest
-from mgenb.lab import catalog, figures, record, telling
+from mgenb.lab import catalog, experiment, figures, record, rows, telling
 from mgenb.lab.pairs import Pair, parse
 
-State = Mapping[str, torch.Tensor]
-# a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
-Candidate = tuple[nn.Module, State | Callable[[], State] | None]
 Place = tuple[str, str]  # dataset and architecture of base networks
-Measure = Callable[[nn.Module, data.Split, State | None], Any]
 
 PROFILES_VALUE: dict[type, object] = {int: 0, float: -1.0, str: ""}  # "take the profile's"
 SHARES = ("t", "share")
@@ -112,6 +110,7 @@ class Run:
         self._differ: dict[str, bool] = {}
         self._blocked: dict[str, str] = {}
         self._made: dict[Place, _Bases] = {}  # first ones first
+        self._described: dict[str, dict[str, Any]] = {}  # dataset of the settings -> what rows say of it
         self._places_of: dict[str, list[Place]] = {}  # claim -> where its evidence comes from
         self._verdicts: list[claims.Verdict] = []
         self._figures: list[str] = []
@@ -132,11 +131,7 @@ class Run:
         return parse(self.s.pairs)
 
     def load(self, pair: Pair | None = None, *, whole: bool = False) -> data.Dataset:
-        """Return the dataset of `pair`, or of the settings, on the device; `whole`: without the settings' limits.
-
-        The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
-        same on every machine. A limit of 0 means all there are.
-        """
+        """Return the dataset of `pair`, or of the settings, on the device; `whole`: without the settings' limits."""
         s = self.s
         name = pair.dataset if pair else s.dataset
         limits = (s.train if not pair else 0, s.val, s.test)
@@ -144,21 +139,58 @@ class Run:
             limits = (0, 0, 0)
         elif pair and pair.images:
             limits = (pair.images, pair.images // 5, pair.images // 5)
-        train, val, test = (limit or None for limit in limits)
-        quick = self.profile == "quick" and name in data.NAMES
-        dataset = data.load(
-            name,
-            source="samples" if quick else "auto",
-            seed=self.seed,
-            train_limit=train,
-            val_limit=val,
-            test_limit=test,
-            download=not quick,
-        ).to(self.device)
-        counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
-        print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
-        self._result["data"].append(dataset.describe())
+        dataset = experiment.dataset(name, limits, seed=self.seed, profile=self.profile, device=self.device)
+        self._show_data(dataset.describe())
         return dataset
+
+    def _show_data(self, about: dict[str, Any]) -> None:
+        train, val, test = (about["counts"][split] for split in ("train", "val", "test"))
+        counts = f"{train} train, {val} validation, {test} test (sealed)"
+        print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
+        self._result["data"].append(about)
+
+    def part(self, pair: Pair | None = None, **own: Any) -> dict[str, Any]:
+        """Return a part of an experiment on the networks and data of `pair`, or of the settings; see `experiment`."""
+        s = self.s
+        if pair is None:
+            limits, of = (s.train, s.val, s.test), (s.dataset, s.arch, s.recipe, s.epochs)
+        else:
+            images = pair.images
+            limits = (images, images // 5, images // 5) if images else (0, s.val, s.test)
+            of = pair.dataset, pair.arch, pair.recipe, pair.epochs
+        names = "dataset", "arch", "recipe", "epochs", "train", "val", "test"
+        return {**dict(zip(names, (*of, *limits), strict=True)), **own}
+
+    def measure(self, parts: Sequence[rows.Part], function: rows.Function, *, version: int) -> rows.Rows:
+        """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
+
+        Where planned parts are missing from rows that are read, no claim is tested.
+        """
+        self.version = version
+        name = rows.Experiment(self.notebook.stem, version, self.seed)
+        of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
+        found = experiment.measure(parts, function, name, of_run, catalog.output_dir(self.profile))
+        self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
+        for dataset, about in self._described.items():
+            self._show_data(about)
+            if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
+                self._result["test_uses"].append({"dataset": about["name"], "looks": looks})
+        if found.unfinished:
+            print(found.unfinished)
+            self._blocked |= {claim.id: found.unfinished for claim in self._claims() if claim.kind != "setting"}
+        return found
+
+    def best_rows(self, own: rows.Rows) -> rows.Rows:
+        """Return the committed rows of the highest profile above this run's; `own` where there are none."""
+        for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
+            path = catalog.project_root() / "figures" / profile / f"{self.notebook.stem}.csv"
+            if path.exists() and (found := rows.read(path)).experiment.version == self.version:
+                return found
+        return own
+
+    def tell(self, text: str, **values: Any) -> Markdown:
+        """Return Markdown in which `{name:.1f}` stands for a value: so that no number of the prose is typed."""
+        return Markdown(text.format(**values))
 
     def bases(
         self,
@@ -176,6 +208,8 @@ class Run:
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
+        from mgenb import training  # torchvision's networks load slowly, and analysis needs none
+
         s = self.s
         arch, epochs = (pair.arch, pair.epochs) if pair else (arch or s.arch, epochs or s.epochs)
         recipe, floor = (pair.recipe, pair.floor) if pair else (s.recipe, s.floor)
@@ -189,14 +223,24 @@ class Run:
             for net in nets:
                 finish(net)
         accuracies = [population.accuracy(net, dataset.val) for net in nets]
-        self._result["bases"].append({"dataset": dataset.name, "arch": arch, "val_accuracy": accuracies})
-        fine = min(accuracies) >= floor
-        print(f"{count} x {arch}, every one at least {floor:g} % on validation: {fine}")
-        scale = claims.Scale(self.profile, dataset.variant, dataset.name, arch, self._by_hand())
-        unfit = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
-        place = pair.dataset if pair else dataset.name, arch
-        self._made[place] = _Bases(scale, 100 / dataset.num_classes, "" if fine else unfit)
+        self._stand_on(dataset.describe(), pair.dataset if pair else dataset.name, arch, accuracies, floor)
         return nets
+
+    def rest_on(self, accuracies: Iterable[float], pair: Pair | None = None) -> None:
+        """Say, from rows, how accurate (%) the base networks of `pair`, or of the settings, are on validation images.
+
+        What rests on them is *not tested* where one is below the floor; see `bases`.
+        """
+        of, floor = (pair, pair.floor) if pair else (self.s, self.s.floor)
+        self._stand_on(self._described[of.dataset], of.dataset, of.arch, list(accuracies), floor)
+
+    def _stand_on(self, about: Mapping[str, Any], place: str, arch: str, accuracies: list[float], floor: float) -> None:
+        self._result["bases"].append({"dataset": about["name"], "arch": arch, "val_accuracy": accuracies})
+        fine = min(accuracies) >= floor
+        print(f"{len(accuracies)} x {arch}, every one at least {floor:g} % on validation: {fine}")
+        scale = claims.Scale(self.profile, about["variant"], about["name"], arch, self._by_hand())
+        unfit = f"a base network has {min(accuracies):.1f} % on validation, below the floor of {floor:g} %"
+        self._made[place, arch] = _Bases(scale, 100 / about["classes"], "" if fine else unfit)
 
     def _by_hand(self) -> str:
         """Name the settings that are not the profile's, as "t=0.99", but for how much is averaged over."""
@@ -205,22 +249,15 @@ class Run:
         return ", ".join(f"{name}={value}" for name, value in told.items())
 
     def final_test(
-        self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
+        self,
+        dataset: data.Dataset,
+        models: Mapping[Any, experiment.Candidate],
+        measure: experiment.Measure = population.correct,
     ) -> dict[Any, Any]:
-        """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
-
-        `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes
-        (network, test split, state_dict or None) and by default says which images are right (bool [n], CPU);
-        an attack is another. The look is counted and stands in the record.
-        """
-        if not models:
-            raise MgenbError("final_test was given no models")
-        reason = f"{self.notebook.stem}: {len(models)} models"
-        test = dataset.test.unseal(reason)
+        """Return what `experiment.final_test` does; the look is counted and stands in the record."""
+        found = experiment.final_test(dataset, models, measure, self.notebook.stem)
         self._result["test_uses"].append({"dataset": dataset.name, "models": len(models)})
-        return {
-            label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()
-        }
+        return found
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
@@ -242,17 +279,26 @@ class Run:
         return not self._made[pair.dataset, pair.arch].unfit
 
     def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool | None = None, pairs: Iterable[Pair] = ()
+        self,
+        claim_id: str,
+        estimate: stats.Estimate,
+        *,
+        differ: bool | None = None,
+        pairs: Iterable[Pair] = (),
+        left: float | None = None,
     ) -> None:
         """Record what was measured for a claim, on the networks of `pairs` or else the first ones.
 
-        `differ`: whether the generated models differ from their base.
+        `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
+        compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
         claims.get(claim_id)
         self._estimates[claim_id] = estimate
         self._places_of[claim_id] = [(pair.dataset, pair.arch) for pair in pairs]
         if differ is not None:
             self._differ[claim_id] = differ
+        if left is not None and left < self._made[self._places(claim_id)[0]].chance + AT_CHANCE:
+            self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Say why this notebook does not test a claim."""
@@ -261,16 +307,10 @@ class Run:
     def compare(
         self, claim_id: str, look: Mapping[Any, torch.Tensor], better: str, worse: str, pair: Pair | None = None
     ) -> None:
-        """Record as evidence how many points more `worse` loses than `better` (see `points_lost`).
-
-        Where both are at chance the claim is *not tested*: nothing is left to compare.
-        """
-        self.evidence(
-            claim_id, stats.paired(points_lost(look, worse), points_lost(look, better)), pairs=[pair] if pair else ()
-        )
+        """Record as evidence how many points more `worse` loses than `better` (see `points_lost`)."""
+        lost = stats.paired(points_lost(look, worse), points_lost(look, better))
         left = max(_accuracy(look, method) for method in (better, worse))
-        if left < self._made[self._places(claim_id)[0]].chance + AT_CHANCE:
-            self._blocked.setdefault(claim_id, f"both at chance: at most {left:.1f} % are right")
+        self.evidence(claim_id, lost, pairs=[pair] if pair else (), left=left)
 
     def _places(self, claim_id: str) -> list[Place]:
         return self._places_of.get(claim_id) or list(self._made)[:1]
@@ -333,12 +373,12 @@ class Run:
         tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
-    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = ()) -> None:
-        """Caption (with `pairs`, or else all), save and record a figure; it is shown because the cell drew it."""
+    def figure(self, name: str, figure: Figure, pairs: Iterable[Pair] = (), of: rows.Rows | None = None) -> None:
+        """Caption (with `pairs`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
         places = [(pair.dataset, pair.arch) for pair in pairs] or list(self._made)
         shown = [self._made[place].scale for place in places]
         text = ", ".join([f"profile {self.profile}", *(f"{s.arch} on {s.dataset} [{s.variant}]" for s in shown)])
-        figures.caption(figure, text)
+        figures.caption(figure, experiment.caption(of) if of else text)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, catalog.output_dir(self.profile) / file)
         self._figures.append(file)
@@ -375,6 +415,8 @@ class Run:
         store.write_json(path, made.to_json())
         for file in self._unfinished:
             file.unlink(missing_ok=True)
+        if self.profile == "quick":  # which always computes; what a killed run left was for this one
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
         print(f"record {path.name}: {len(self._verdicts)} verdicts, {len(self._figures)} figures")
         print(f"written to {path.parent}", file=sys.stderr)
 
