@@ -149,7 +149,7 @@ class Run:
         print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
         self._result["data"].append(about)
 
-    def part(self, pair: Pair | None = None, **own: Any) -> dict[str, Any]:
+    def part(self, pair: Pair | None = None, /, **own: Any) -> dict[str, Any]:
         """Return a part of an experiment on the networks and data of `pair`, or of the settings; see `experiment`."""
         s = self.s
         if pair is None:
