@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -100,44 +101,37 @@ def measure(
                 f"the rows in {source} are of {found.experiment}; right is {experiment}: measure them anew"
             )
         return rows.select(found, parts)
-    provenance = {
-        "profile": run["profile"],
-        "device": run["device"],
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-    return rows.measure(
-        parts,
-        partial(_looking_once, function, run),
-        experiment=experiment,
-        folder=folder,
-        identity=partial(_identity, run),
-        provenance=provenance,
-    )
+    once, facts = partial(_looking_once, function, run), partial(_facts, run)
+    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts)
 
 
-def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> rows.Found:
+def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
     uses = load({**part, **run}).test.uses
     before = len(uses)
-    found = rows.Found.of(function({**part, **run}))
-    looks = len(uses) - before
-    if looks > 1:
+    found = function({**part, **run})
+    made, arrays = found if isinstance(found, tuple) else (found, {})
+    made = made if isinstance(made, pd.DataFrame) else list(made)  # what a generator has yet to do, now
+    if (looks := len(uses) - before) > 1:
         raise MgenbError(f"the part {dict(part)} looked at the test images {looks} times; right is one look")
-    return rows.Found(found.rows, found.arrays, {**found.facts, "test_looks": looks})
+    return made, arrays, {"test_looks": looks}
 
 
-def _identity(run: rows.Part, part: rows.Part) -> dict[str, Any]:
-    """Return what a part rests on: the data, and the weights of its networks as they were trained."""
+def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
+    """Return what stands with a part: its data, its networks and their weights as trained, and the machine."""
     described = load({**part, **run}).describe()
     states = [net.state_dict() for net in networks({**part, **run})]
-    hashes = [store.tensor_hash(state, state) for state in states]
     number = f"network {part['base']}" if "base" in part else f"pair {part['pair']}"
-    named = f"{part['arch']} on {part['dataset']}, {number}"
+    cuda = torch.device(run["device"]).type == "cuda"
     return {
         "data": described["digest"],
-        "weights": "-".join(one[:20] for one in hashes),
-        "nets": named,
+        "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),
+        "nets": f"{part['arch']} on {part['dataset']}, {number}",
         "described": described,
+        "profile": run["profile"],
+        "device": torch.cuda.get_device_name(run["device"]) if cuda else "cpu",
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -31,8 +31,8 @@ ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read
 LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
 
 Part = Mapping[str, Any]
-Function = Callable[[dict[str, Any]], Any]  # see `Found` for what it may return
-Identity = Callable[[dict[str, Any]], Mapping[str, Any]]
+Function = Callable[[dict[str, Any]], Any]  # see `measure` for what it may return
+Facts = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,6 @@ class Experiment:
     stem: str
     version: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was measured on one part: its rows, arrays for the .npz, and facts that stand with the part."""
-
-    rows: Iterable[Mapping[str, Any]] | pd.DataFrame
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, value: Any) -> "Found":
-        """Return what a function returned as a Found: it may be rows alone (a generator, too), or rows and arrays."""
-        if isinstance(value, cls):
-            return value
-        return (
-            cls(*value) if isinstance(value, tuple) else cls(value if isinstance(value, pd.DataFrame) else list(value))
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,49 +70,42 @@ def measure(
     *,
     experiment: Experiment,
     folder: Path,
-    identity: Identity,
-    provenance: Mapping[str, Any] | None = None,
+    facts: Facts,
     executor: Executor | None = None,
 ) -> Rows:
     """Measure the parts that are not in `folder` yet, write all rows there, and return them as they are read.
 
-    `function(part)` returns rows (dicts or a DataFrame), rows and arrays, or a `Found`. `identity(part)` returns what
-    a part rests on: "data" and "weights" are hashes, and with them the part itself, the notebook, its VERSION and the
-    seed make the key under which it is found again; "nets" names the networks that have these weights. Where there is
-    no executor, parts are measured one by one here.
+    `function(part)` returns rows (dicts, or a DataFrame), or rows and arrays, or these and facts, as a tuple.
+    `facts(part)` returns what stands with a part: "data" and "weights" are hashes of what it rests on, and with them
+    the part itself, the notebook, its VERSION and the seed make the key under which it is found again; "nets" names
+    the networks that have these weights. Where there is no executor, parts are measured one by one here.
     """
     plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
     if twice := next((part for part in plain if plain.count(part) > 1), None):
         raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
-    one = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", identity, provenance or {})
+    one = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
     _write(list((executor.map if executor else map)(one, plain)), experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
-def _measure_one(
-    function: Function,
-    experiment: Experiment,
-    folder: Path,
-    identity: Identity,
-    provenance: Mapping[str, Any],
-    part: dict[str, Any],
-) -> Path:
+def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
     """Return the file with the part's rows; it is made where it is not there."""
     from mgenb.store import key_of, write_atomic  # imports torch
 
-    facts = dict(identity(dict(part)))
-    rests = {name: facts.get(name) for name in ("data", "weights")}
+    about = dict(facts(dict(part)))
+    rests = {name: about.get(name) for name in ("data", "weights")}
     key = key_of({**asdict(experiment), "part": part, **rests})
     file = folder / f"{key}.json"
     if file.exists():
         return file
     began = perf_counter()
-    found = Found.of(function(dict(part)))
-    rows = _tidy(found.rows, part)
-    if found.arrays:
-        arrays = {f"{key}.{name}": np.asarray(array) for name, array in found.arrays.items()}
-        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, arrays))
-    about = {"key": key, **facts, **found.facts, **provenance, "seconds": round(perf_counter() - began, 2)}
+    found = function(dict(part))
+    made, arrays, more = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    rows = _tidy(made, part)
+    if arrays:
+        named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
+        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
+    about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
     _write_json(file, {"part": part, "rows": rows, "about": about})  # last: now the part is there
     return file
 
@@ -181,8 +156,9 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
 
     parts = [_read_json(file) for file in files]
     rows = [{**one["part"], **row} for one in parts for row in one["rows"]]
-    columns = _columns(rows)
-    frame = pd.DataFrame(rows).astype({name: float for name, kind in columns.items() if kind.startswith("float")})
+    _same_columns(rows)
+    frame = pd.DataFrame(rows)
+    columns = _columns(frame)
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
     _check_size(csv, len(text.encode()))
@@ -194,17 +170,16 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     _write_json(csv.with_suffix(".parts.json"), {**head, "parts": told})
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _columns(frame: pd.DataFrame) -> dict[str, str]:
     """Return the type of each column; MgenbError where a column mixes texts, booleans and numbers."""
-    _same_columns(rows)
     columns = {}
-    for name in rows[0]:
-        kinds = {type(row[name]).__name__ for row in rows}
-        if kinds <= {"int", "float", "NoneType"} and kinds not in ({"int"}, {"float"}):
-            kinds = {"float?" if "NoneType" in kinds else "float"}
-        if len(kinds) > 1:
-            raise MgenbError(f"the column {name!r} mixes {', '.join(sorted(kinds))}; right is one type a column")
-        columns[name] = kinds.pop()
+    for name, column in frame.items():
+        columns[str(name)] = kind = {"i": "int", "f": "float", "b": "bool"}.get(column.dtype.kind, "str")
+        if kind == "str" and not all(isinstance(value, str) for value in column):
+            kinds = sorted({type(value).__name__ for value in column})
+            raise MgenbError(f"the column {name!r} mixes {', '.join(kinds)}; right is one type a column")
+        if column.isna().any():
+            columns[str(name)] = "float?"
     return columns
 
 

@@ -110,6 +110,7 @@ class Run:
         self._differ: dict[str, bool] = {}
         self._blocked: dict[str, str] = {}
         self._made: dict[Place, _Bases] = {}  # first ones first
+        self._machine: dict[str, Any] = {}  # where rows were measured, which may not be here
         self._described: dict[str, dict[str, Any]] = {}  # dataset of the settings -> what rows say of it
         self._places_of: dict[str, list[Place]] = {}  # claim -> where its evidence comes from
         self._verdicts: list[claims.Verdict] = []
@@ -170,6 +171,7 @@ class Run:
         name = rows.Experiment(self.notebook.stem, version, self.seed)
         of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
         found = experiment.measure(parts, function, name, of_run, catalog.output_dir(self.profile))
+        self._machine = found.parts[["device", "cores"]].iloc[0].to_dict()
         self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
         for dataset, about in self._described.items():
             self._show_data(about)
@@ -403,7 +405,7 @@ class Run:
             stem=self.notebook.stem,
             profile=self.profile,
             figures=self._figures,
-            context={**self._context(), "timed": self._timed},
+            context={**self._context(), **self._machine, "timed": self._timed},
             seed=self.seed,
             version=self.version,
             registry=claims.registry_hash(self.notebook.stem),

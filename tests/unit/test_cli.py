@@ -316,3 +316,36 @@ def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch)
     code, out, _ = call("check", "03")
     assert code == 5
     assert f"{STEM}.ipynb: code cell 1: execution count None, not 1" in out
+
+
+ANALYSED = """
+import os, pathlib
+rows = os.environ.get("MGENB_ANALYSE")
+if rows is None:
+    (out / (STEM + ".csv")).write_text("a,b")
+    (out / (STEM + ".parts.json")).write_text("{}")
+print("read" if rows else "measured")
+"""
+
+
+def test_analyse_makes_all_but_the_rows_anew_and_only_where_there_are_some(project, call):
+    path = write_notebook(project, RECORD, ANALYSED)
+    folder = project / "figures" / "quick"
+    code, _, err = call("analyse", "03")
+    assert code == 2
+    assert f"{STEM} has no rows in {folder}" in err
+    assert call("analyse")[1] == ""  # no notebook has rows
+    assert call("refresh", "03")[0] == 0
+    (folder / f"{STEM}.csv").write_text("as it was")
+    assert nbformat.read(path, 4).cells[-1].outputs[0].text == "measured\n"
+    record = folder / f"{STEM}.json"
+    before = record.read_text() + " "
+    record.write_text(before)
+    code, out, _ = call("analyse")
+    assert (code, out) == (0, f"{STEM}: no token changed\n")
+    assert nbformat.read(path, 4).cells[-1].outputs[0].text == "read\n"
+    assert (folder / f"{STEM}.csv").read_text() == "as it was"
+    assert record.read_text() == before  # it says the same
+    record.write_text(before.replace("contradicted", "reproduced"))
+    assert call("analyse", "03")[0] == 0
+    assert json.loads(record.read_text())["result"]["claims"][0]["verdict"] == "contradicted"
