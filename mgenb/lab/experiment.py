@@ -7,6 +7,7 @@ needs nothing but its part, and can be called in another process, or on another 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mgenb import data, population, store
 from mgenb.errors import MgenbError
 from mgenb.lab import rows
 from mgenb.lab.rows import ANALYSE
+
+TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
@@ -88,7 +91,12 @@ def final_test(
 
 
 def measure(
-    parts: Sequence[rows.Part], function: rows.Function, experiment: rows.Experiment, run: rows.Part, folder: Path
+    parts: Sequence[rows.Part],
+    function: rows.Function,
+    experiment: rows.Experiment,
+    run: rows.Part,
+    folder: Path,
+    executor: Executor | None = None,
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read from where `ANALYSE` says.
 
@@ -97,12 +105,10 @@ def measure(
     if source := os.environ.get(ANALYSE):
         found = rows.read(Path(source) / f"{experiment.stem}.csv")
         if found.experiment != experiment:
-            raise MgenbError(
-                f"the rows in {source} are of {found.experiment}; right is {experiment}: measure them anew"
-            )
+            raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")
         return rows.select(found, parts)
     once, facts = partial(_looking_once, function, run), partial(_facts, run)
-    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts)
+    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
 
 
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
@@ -125,7 +131,7 @@ def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
     return {
         "data": described["digest"],
         "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),
-        "nets": f"{part['arch']} on {part['dataset']}, {number}",
+        "nets": ", ".join([*(f"{name} {part[name]}" for name in TRAINED), number]),
         "described": described,
         "profile": run["profile"],
         "device": torch.cuda.get_device_name(run["device"]) if cuda else "cpu",

@@ -94,7 +94,7 @@ def _measure_one(function: Function, experiment: Experiment, folder: Path, facts
 
     about = dict(facts(dict(part)))
     rests = {name: about.get(name) for name in ("data", "weights")}
-    key = key_of({**asdict(experiment), "part": part, **rests})
+    key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
     file = folder / f"{key}.json"
     if file.exists():
         return file

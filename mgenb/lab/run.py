@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,7 +163,9 @@ class Run:
         names = "dataset", "arch", "recipe", "epochs", "train", "val", "test"
         return {**dict(zip(names, (*of, *limits), strict=True)), **own}
 
-    def measure(self, parts: Sequence[rows.Part], function: rows.Function, *, version: int) -> rows.Rows:
+    def measure(
+        self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
+    ) -> rows.Rows:
         """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
 
         Where planned parts are missing from rows that are read, no claim is tested.
@@ -170,7 +173,7 @@ class Run:
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
         of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
-        found = experiment.measure(parts, function, name, of_run, catalog.output_dir(self.profile))
+        found = experiment.measure(parts, function, name, of_run, catalog.output_dir(self.profile), executor)
         self._machine = found.parts[["device", "cores"]].iloc[0].to_dict()
         self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
         for dataset, about in self._described.items():
