@@ -13,6 +13,7 @@ from typing import Any
 from mgenb.errors import MgenbError, choose, nearest
 
 PROFILES = ("quick", "cpu", "paper")
+ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
 from mgenb.lab.record import Record, read
-from mgenb.lab.rows import ANALYSE
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
@@ -139,9 +138,9 @@ def _environment(job: Job) -> Iterator[None]:
     """Set where the job's kernel, which inherits it, writes and whether it measures, for a while."""
     before = dict(os.environ)
     os.environ["MGENB_OUT"] = str(job.out)
-    os.environ.pop(ANALYSE, None)
+    os.environ.pop(catalog.ANALYSE, None)
     if job.rows:
-        os.environ[ANALYSE] = str(job.rows)
+        os.environ[catalog.ANALYSE] = str(job.rows)
     try:
         yield
     finally:

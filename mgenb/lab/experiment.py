@@ -18,8 +18,7 @@ from torch import nn
 
 from mgenb import data, population, store
 from mgenb.errors import MgenbError
-from mgenb.lab import rows
-from mgenb.lab.rows import ANALYSE
+from mgenb.lab import catalog, rows
 
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
@@ -98,11 +97,11 @@ def measure(
     folder: Path,
     executor: Executor | None = None,
 ) -> rows.Rows:
-    """Return the rows of the planned parts: measured where `folder` lacks them, or read from where `ANALYSE` says.
+    """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
     `run` holds the run's seed, profile and device.
     """
-    if source := os.environ.get(ANALYSE):
+    if source := os.environ.get(catalog.ANALYSE):
         found = rows.read(Path(source) / f"{experiment.stem}.csv")
         if found.experiment != experiment:
             raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")

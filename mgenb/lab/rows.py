@@ -27,7 +27,6 @@ import pandas as pd
 from mgenb.errors import MgenbError
 
 SCHEMA = 1
-ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
 LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
 
 Part = Mapping[str, Any]

@@ -4,7 +4,7 @@ import pytest
 
 from mgenb import data, lab, population, stats, training
 from mgenb.errors import MgenbError
-from mgenb.lab import experiment, record, rows
+from mgenb.lab import catalog, experiment, record
 
 STEM = "02_zero_filling"
 TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 5.0, "dataset": "mnist"}
@@ -13,7 +13,7 @@ TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 5
 @pytest.fixture(autouse=True)
 def out(monkeypatch, tmp_path):
     monkeypatch.setenv("MGENB_OUT", str(tmp_path / "out"))
-    monkeypatch.delenv(rows.ANALYSE, raising=False)
+    monkeypatch.delenv(catalog.ANALYSE, raising=False)
     return tmp_path / "out"
 
 
@@ -95,7 +95,7 @@ def test_a_finished_quick_run_leaves_no_parts(out):
 def test_analysis_gives_the_same_record_and_loads_nothing(out, monkeypatch, tmp_path):
     whole(start())
     measured = record.read(out / f"{STEM}.json")
-    monkeypatch.setenv(rows.ANALYSE, str(out))
+    monkeypatch.setenv(catalog.ANALYSE, str(out))
     monkeypatch.setenv("MGENB_OUT", str(tmp_path / "again"))
     monkeypatch.setattr(experiment, "_load", None)
     monkeypatch.setattr(training, "trained", None)
@@ -107,7 +107,7 @@ def test_analysis_gives_the_same_record_and_loads_nothing(out, monkeypatch, tmp_
 
 def test_until_all_planned_parts_are_in_nothing_is_judged(out, monkeypatch, capsys):
     whole(start())
-    monkeypatch.setenv(rows.ANALYSE, str(out))
+    monkeypatch.setenv(catalog.ANALYSE, str(out))
     whole(start(bases=5))
     assert "unfinished, 2 of 5 parts" in capsys.readouterr().out
     made = record.read(out / f"{STEM}.json")
@@ -119,7 +119,7 @@ def test_until_all_planned_parts_are_in_nothing_is_judged(out, monkeypatch, caps
 )
 def test_rows_of_another_experiment_are_not_analysed(out, monkeypatch, version, own, told):
     whole(start())
-    monkeypatch.setenv(rows.ANALYSE, str(out))
+    monkeypatch.setenv(catalog.ANALYSE, str(out))
     run = start(**own)
     with pytest.raises(MgenbError, match=told):
         run.measure(plan(run), accuracies, version=version)
