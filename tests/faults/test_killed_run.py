@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -19,34 +20,43 @@ def command(number, out):
     return [sys.executable, "-m", "mgenb.cli", "run", number, "--out", str(out), *given]
 
 
-def run(number, out, seconds=None):
-    """Run to the end, or kill kernel and all after so many seconds; return whether it came to an end."""
+def parts(out):
+    return len(list(out.glob("*.parts/*.json")))
+
+
+def run(number, out, kill_after=None):
+    """Run to the end; or kill kernel and all once `kill_after()` is true, and tell how many parts are there."""
     with (out.parent / "log").open("a") as log:
         process = subprocess.Popen(command(number, out), stdout=log, stderr=log, start_new_session=True)
-        try:
-            assert process.wait(seconds) == 0, (out.parent / "log").read_text()
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return False
-    return True
+        while process.poll() is None:
+            if kill_after and kill_after():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return parts(out)
+            time.sleep(0.01)
+    assert process.returncode == 0, (out.parent / "log").read_text()
+    return parts(out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", GIVEN)
 def test_a_run_killed_at_random_times_ends_with_the_same_rows(number, tmp_path):
-    began = os.times().elapsed
-    assert run(number, tmp_path / "whole")
-    whole, cut = os.times().elapsed - began, tmp_path / "cut"
-    moments = random.Random(0)
-    kept = []
-    for _ in range(KILLS):
-        run(number, cut, moments.uniform(0.1, 1) * whole)
-        kept.append(len(list(cut.glob("*.parts/*.json"))))
-    assert run(number, cut)
-    assert any(kept), "no kill fell between two parts"
-    for name in (file.name for file in (tmp_path / "whole").glob("*.csv")):
-        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-        assert rows.read(cut / name).unfinished == ""
-    for name in (file.name for file in (tmp_path / "whole").glob("*.npz")):
-        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole, cut, chance = tmp_path / "whole", tmp_path / "cut", random.Random(0)
+    assert run(number, whole) == 0  # a finished quick run leaves no parts
+    (csv,) = whole.glob("*.csv")
+    planned = len(rows.read(csv).parts)
+    for least in sorted(chance.sample(range(planned), min(KILLS, planned))):
+        moment = chance.uniform(0, 1)  # seconds from the first time that so many parts are there
+        seen = []
+
+        def late(least=least, moment=moment, seen=seen):
+            if parts(cut) >= least:
+                seen.append(time.monotonic())
+            return bool(seen) and time.monotonic() - seen[0] > moment
+
+        assert run(number, cut, late) >= least
+        assert not (cut / csv.name).exists()
+    run(number, cut)
+    for made in (*whole.glob("*.csv"), *whole.glob("*.npz")):
+        assert (cut / made.name).read_bytes() == made.read_bytes()
+    assert rows.read(cut / csv.name).unfinished == ""

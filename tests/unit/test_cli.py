@@ -349,3 +349,15 @@ def test_analyse_makes_all_but_the_rows_anew_and_only_where_there_are_some(proje
     record.write_text(before.replace("contradicted", "reproduced"))
     assert call("analyse", "03")[0] == 0
     assert json.loads(record.read_text())["result"]["claims"][0]["verdict"] == "contradicted"
+
+
+def test_the_version_of_an_experiment_is_that_of_its_tagged_cell(project, recorded):
+    path = write_notebook(project, "VERSION = 2", "VERSION = 3\n\n\ndef experiment(part):\n    return []")
+    assert catalog.version(STEM) == 1
+    nb = nbformat.read(path, 4)
+    nb.cells[-1].metadata["tags"] = ["experiment"]
+    nbformat.write(nb, path)
+    assert catalog.version(STEM) == 3
+    assert recorded().stale == "measured by version 1 of the experiment, today's is 3"
+    assert recorded(version=3).stale == ""
+    assert catalog.version("02_zero_filling") == 1  # which this project does not have
