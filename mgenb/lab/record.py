@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mgenb import claims
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
 
@@ -91,6 +90,8 @@ class Record:
     @property
     def stale(self) -> str:
         """Return why the record is no evidence today; "" when it is."""
+        from mgenb import claims  # loads slowly, as below
+
         if self.schema < SCHEMA:
             return f"a record of an older form (schema {self.schema}, today {SCHEMA})"
         if self.registry != claims.registry_hash(self.stem):
@@ -127,10 +128,13 @@ def audit(records: list[Record]) -> list[str]:
     Lists stale records and their margins that changed, uses of the test split, selection on it (leaks), and claims
     whose verdict flips between readings of an ambiguous method or between records of one profile.
     """
+    from mgenb import claims
+
+    today = {claim.id: claim.margin for claim in claims.load()}
     lines: list[str] = []
     seen: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
-        lines += _questions(record)
+        lines += _questions(record, today)
         for row in record.claims:
             if row["verdict"] != claims.NOT_TESTED and not record.stale:
                 verdicts = seen.setdefault((row["id"], record.profile), {})
@@ -142,8 +146,7 @@ def audit(records: list[Record]) -> list[str]:
     return lines
 
 
-def _questions(record: Record) -> list[str]:
-    today = {claim.id: claim.margin for claim in claims.load()}
+def _questions(record: Record, today: dict[str, float]) -> list[str]:
     lines = [f"stale: {record.stale}"] if record.stale else []
     for name, margin in record.margins.items():
         if name not in today:
