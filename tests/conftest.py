@@ -45,6 +45,26 @@ def _apart(request, monkeypatch, session_cache):
         yield
 
 
+@pytest.fixture
+def recorded():
+    """What makes a record of notebook 03 with one claim, made by today's registry and experiment."""
+    from mgenb import claims
+    from mgenb.lab import record
+
+    def make(verdict="reproduced", profile="cpu", claim="mge.fig7.mask_beats_random", **changed):
+        scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet", "changed": ""}
+        numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": "why not"}
+        row = {"id": claim, "verdict": verdict, "token": f"{claim}: {verdict} [{profile}]", "scale": scale, **numbers}
+        stem = changed.pop("stem", "03_importance_mask")
+        context = {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "cores": 2}
+        found = {"registry": claims.registry_hash(stem), "margins": {}, "claims": [row], "context": context}
+        empty = {name: kind() for name, kind in record._kinds().items()}
+        known = {"schema": record.SCHEMA, "stem": stem, "profile": profile, "version": 1}
+        return record.Record(**{**empty, **known, **found, **changed})
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def small(session_cache):
     """300 training and 100 validation digits, 100 test digits."""

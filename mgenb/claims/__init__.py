@@ -1,14 +1,13 @@
 """What the two papers claim, and the rule that turns evidence into verdicts."""
 
 from mgenb.claims.registry import Claim, get, load, registry_hash
-from mgenb.claims.verdicts import NOT_TESTED, Scale, Verdict, audit, best, decide, judge, not_tested, p_value
+from mgenb.claims.verdicts import NOT_TESTED, Scale, Verdict, best, decide, judge, not_tested, p_value
 
 __all__ = [
     "NOT_TESTED",
     "Claim",
     "Scale",
     "Verdict",
-    "audit",
     "best",
     "decide",
     "get",

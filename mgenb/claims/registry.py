@@ -109,10 +109,12 @@ def get(claim_id: str) -> Claim:
     return claims[claim_id]
 
 
-def registry_hash() -> str:
-    """Return 16 hexadecimal digits that change with any id, kind, margin or paper value of the registry."""
-    rows = sorted((c.id, c.kind, c.margin, c.paper_value) for c in load())
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+def registry_hash(notebook: str) -> str:
+    """Return 16 hexadecimal digits that change with whatever decides a verdict on a claim of the notebook."""
+    deciding = ("id", "kind", "margin", "paper_value", "direction", "transcribed", "scale")
+    rows = [{name: getattr(claim, name) for name in deciding} for claim in load() if claim.notebook == notebook]
+    rows.sort(key=lambda row: str(row["id"]))
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

@@ -7,11 +7,11 @@ not tested     nothing was measured at a scale that speaks to the claim
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mgenb.claims.registry import NUMBER_KINDS, Claim, get, load, registry_hash
+from mgenb.claims.registry import NUMBER_KINDS, Claim, get
 from mgenb.errors import MgenbError, choose
 from mgenb.stats import Estimate, Interval, holm
 
@@ -180,57 +180,6 @@ def best(verdicts: Iterable[Verdict]) -> Verdict:
     if not ranked:
         raise MgenbError("there is no verdict to choose from")
     return ranked[0]
-
-
-def audit(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a sceptic would ask about the records, one line each.
-
-    Lists margins that differ from today's registry, uses of the test split, selection on it (leaks), and claims
-    whose verdict flips between readings of an ambiguous method or between records of one profile. A record has
-    "stem", "profile" and "result" with "registry", "claims" (Verdict.to_json), "margins", "readings", "test_uses".
-    """
-    lines: list[str] = []
-    for record in records:
-        label = f"{record['stem']} ({record['profile']})"
-        lines += _changes(label, record["result"]) + _flips(label, record["result"])
-    seen: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for record in records:
-        for row in record["result"].get("claims", []):
-            if row["verdict"] != NOT_TESTED:
-                verdicts = seen.setdefault((row["id"], record["profile"]), {})
-                verdicts.setdefault(row["verdict"], []).append(record["stem"])
-    for (name, profile), verdicts in seen.items():
-        if len(verdicts) > 1:
-            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in verdicts.items())
-            lines.append(f"{name} flips between readings ({profile}): {told}")
-    return lines
-
-
-def _flips(label: str, result: Mapping[str, Any]) -> list[str]:
-    readings: dict[str, dict[str, str]] = {}
-    for row in result.get("readings", []):
-        readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]
-    return [
-        f"{label}: {name} flips between readings: " + ", ".join(f"{r} {v}" for r, v in verdicts.items())
-        for name, verdicts in readings.items()
-        if len(set(verdicts.values())) > 1
-    ]
-
-
-def _changes(label: str, result: Mapping[str, Any]) -> list[str]:
-    today = {claim.id: claim.margin for claim in load()}
-    lines = []
-    for name, margin in result.get("margins", {}).items():
-        if name not in today:
-            lines.append(f"{label}: claim {name} is no longer in the registry")
-        elif margin != today[name]:
-            lines.append(f"{label}: margin of {name} was {margin:g}, the registry says {today[name]:g}")
-    if not lines and result.get("registry") != registry_hash():
-        lines.append(f"{label}: made with another registry (its own margins have not changed)")
-    if uses := len(result.get("test_uses", [])):
-        lines.append(f"{label}: the test split was used {uses} time{'s' if uses > 1 else ''}")
-    lines += [f"{label}: LEAK, test images were used for selection: {one['reason']}" for one in result.get("leaks", [])]
-    return lines
 
 
 def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:

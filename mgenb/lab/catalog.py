@@ -15,6 +15,7 @@ from typing import Any
 from mgenb.errors import MgenbError, choose, nearest
 
 PROFILES = ("quick", "cpu", "paper")
+ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
 LONGEST_NAME = 60  # of a set of parameters, in the name of a folder
 
 
@@ -81,17 +82,12 @@ def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
     return project_root() / "runs" / (f"{profile}-{name}" if name else profile)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; MgenbError when it is not one."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["stem"], record["profile"], record["result"]["claims"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MgenbError(f"{path} is not a record ({error}); make it again with `mgenb run`") from error
-    return record
-
-
-def committed_records() -> list[dict[str, Any]]:
-    """Return the records in `figures/<profile>/`, in the order of profiles and stems."""
-    folder = project_root() / "figures"
-    return [read_record(path) for profile in PROFILES for path in sorted((folder / profile).glob("*.json"))]
+def version(stem: str) -> int:
+    """Return the VERSION of a notebook's experiment: of its cell tagged `experiment`; 1 where it has none."""
+    path = project_root() / "notebooks" / f"{stem}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    for cell in cells:
+        found = re.search(r"^VERSION = (\d+)", "".join(cell["source"]), re.MULTILINE)
+        if found and "experiment" in cell["metadata"].get("tags", []):
+            return int(found[1])
+    return 1

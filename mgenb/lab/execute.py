@@ -6,7 +6,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
+from mgenb.lab.record import Record, read
 
 if TYPE_CHECKING:
     from mgenb.lab.parameters import Parameters
@@ -33,6 +33,7 @@ class Job:
     path: Path
     parameters: Mapping[str, Any]
     out: Path
+    rows: Path | None = None  # a folder with rows that are read; None: it measures
 
     @property
     def executed(self) -> Path:
@@ -51,7 +52,7 @@ class Outcome:
 
     job: Job
     seconds: float
-    record: dict[str, Any] | None = None
+    record: Record | None = None
     error: str = ""
 
     @property
@@ -60,15 +61,7 @@ class Outcome:
         stem = self.job.notebook.stem
         if self.error:
             return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
-        return f"{stem}: {self.seconds:.0f} s, {counted(self.record)}"
-
-
-def counted(record: Mapping[str, Any] | None) -> str:
-    """Return how many verdicts of each kind a record holds, as `2 contradicted, 1 reproduced`."""
-    if record is None:
-        return "no record"
-    kinds = Counter(claim["verdict"] for claim in record["result"]["claims"])
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no verdicts"
+        return f"{stem}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
 
 
 def path_of(notebook: catalog.Notebook) -> Path:
@@ -116,16 +109,18 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _output_to(out: Path) -> Iterator[None]:
-    """Set MGENB_OUT, which kernels inherit, for a while."""
-    before = os.environ.get("MGENB_OUT")
+def _environment(out: Path, rows: Path | None) -> Iterator[None]:
+    """Set where a kernel, which inherits it, writes, and the folder whose rows it reads (None: it measures)."""
+    before = dict(os.environ)
     os.environ["MGENB_OUT"] = str(out)
+    os.environ.pop(catalog.ANALYSE, None)
+    if rows:
+        os.environ[catalog.ANALYSE] = str(rows)
     try:
         yield
     finally:
-        del os.environ["MGENB_OUT"]
-        if before is not None:
-            os.environ["MGENB_OUT"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def execute(job: Job) -> Outcome:
@@ -143,22 +138,22 @@ def execute(job: Job) -> Outcome:
             (job.stage / path.parent.name).mkdir(exist_ok=True)
             path.replace(job.stage / path.parent.name / path.name)
         began = time.monotonic()
-        error = _execute_in(job.stage, job.path, job.parameters)
+        error = _execute_in(job.stage, job.path, job.parameters, job.rows)
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)
         made = job.stage / f"{stem}.json"
-        record = catalog.read_record(made) if made.exists() else None
+        record = read(made) if made.exists() else None
         _publish(job.stage, stem, job.out, job.executed)
         return Outcome(job, seconds, record)
 
 
-def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any]) -> str:
-    """Execute a notebook into `folder`; return what went wrong, "" when nothing did."""
+def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: Path | None = None) -> str:
+    """Execute a notebook into `folder`; return what went wrong, "" when nothing did. With `rows` it only analyses."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    with _output_to(folder), _kernel() as kernel:
+    with _environment(folder, rows), _kernel() as kernel:
         try:
             papermill.execute_notebook(
                 path,
@@ -225,7 +220,7 @@ def where_to_look(outcomes: Sequence[Outcome]) -> str:
     if not fine:
         return f"nothing was finished; look at {out}"
     records = [outcome.record for outcome in fine if outcome.record is not None]
-    figures = sum(len(record["figures"]) for record in records)
+    figures = sum(len(record.figures) for record in records)
     made = f"{len(fine)} executed notebooks, {figures} figures, {len(records)} records"
     return f"look at {out}: {made}; open {fine[0].job.executed} first"
 
@@ -269,29 +264,33 @@ def _kept(outputs: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def refresh(notebook: catalog.Notebook, profile: str) -> list[str]:
+def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -> list[str]:
     """Execute a notebook with a profile's defaults, and bring what is committed of it up to date.
 
-    Figures and record go to `figures/<profile>/`; the quick profile's outputs also into the notebook itself.
-    Nothing is touched when it fails. Returns the tokens that changed, as `- old` and `+ new`. Raises
-    MgenbError when the notebook fails.
+    Rows, figures and record go to `figures/<profile>/`; the quick profile's outputs also into the notebook itself.
+    Without `measure` it analyses the rows that are there. Nothing is touched when it fails. Returns the tokens that
+    changed, as `- old` and `+ new`. Raises MgenbError when the notebook fails, or there are no rows to analyse.
     """
     import nbformat
 
     stem, path, quick = notebook.stem, path_of(notebook), profile == "quick"
     figures = catalog.project_root() / "figures" / profile
+    if not measure and not (figures / f"{stem}.csv").is_file():
+        raise MgenbError(f"{stem} has no rows in {figures}; make them with `mgenb refresh --profile {profile}`")
     stage.tidy(catalog.refreshing())
     folder = catalog.refreshing() / f"{profile}-{stem}"
     with stage.held(folder):
-        if error := _execute_in(folder, path, {} if quick else {"profile": profile}):
+        if error := _execute_in(folder, path, {} if quick else {"profile": profile}, None if measure else figures):
             raise MgenbError(f"{stem} was left as it is; {error}")
         nb = nbformat.read(folder / path.name, as_version=4)
         if quick:
             clean(nb)
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
-        old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(figures / f"{stem}.json")
-        new = tokens(nb) if quick else _recorded(folder / f"{stem}.json")
+        record = figures / f"{stem}.json"
+        old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(record)
+        new = tokens(nb) if quick else _recorded(folder / record.name)
         shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
+        _keep_if_the_same(record, folder / record.name)
         _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
 
@@ -300,9 +299,17 @@ def _recorded(path: Path) -> list[str]:
     """Return the tokens of a record, as the notebook prints them; none where there is no record."""
     if not path.exists():
         return []
-    result = catalog.read_record(path)["result"]
-    facts = [f"mechanism {name}: {value}" for name, value in result["mechanism"].items()]
-    return facts + [claim["token"] for claim in result["claims"]]
+    record = read(path)
+    facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
+    return facts + [claim["token"] for claim in record.claims]
+
+
+def _keep_if_the_same(old: Path, new: Path) -> None:
+    """Let a new record be the old one, to the byte, where they differ in when and where they were made alone."""
+    if old.exists() and new.exists():
+        before, made = read(old), read(new)
+        if (before.to_json()["result"], before.figures) == (made.to_json()["result"], made.figures):
+            shutil.copyfile(old, new)
 
 
 def nbval(root: Path, paths: Sequence[Path]) -> list[str]:

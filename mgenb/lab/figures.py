@@ -88,6 +88,7 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "contradicted": (VERMILLION, "X", "-"),
     "inconclusive": (ORANGE, "D", "-"),
     "not tested": ("#A0A0A0", "_", "-"),
+    "stale": (SKY, "x", ":"),
 }
 COLOURS: dict[str, str] = {name: look[0] for name, look in _LOOKS.items()}
 MARKERS: dict[str, str] = {name: look[1] for name, look in _LOOKS.items()}

@@ -16,7 +16,7 @@ LANGUAGE = {  # what a Python kernel says of its language
 CUT = re.compile(r"\.\.\.</t[dh]>")
 SHOWING = {"print", "display"}
 SHOWING_METHODS = {
-    *("load", "bases", "paper_says", "mechanism", "figure", "verdicts", "finish"),
+    *("load", "bases", "measure", "rest_on", "tell", "paper_says", "mechanism", "figure", "verdicts", "finish"),
     *("claims_table", "readings_table"),
 }
 

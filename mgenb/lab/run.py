@@ -4,9 +4,11 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,20 +17,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, evolve, mega, population, stats, store, training
+from mgenb import claims, data, population, stats, store
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, figures, parameters, tables, telling
+from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
 from mgenb.lab.networks import Network
-
-State = Mapping[str, torch.Tensor]
-# a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
-Candidate = tuple[nn.Module, State | Callable[[], State] | None]
-Measure = Callable[[nn.Module, data.Split, State | None], Any]
+from mgenb.lab.record import SCHEMA, Record
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
@@ -82,6 +81,9 @@ class Run:
         self.notes = Notes()
         self.made: dict[Place, Bases] = {}  # the first ones first
         self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
+        self.version = 1  # of the experiment; `measure` says another
+        self.machine: dict[str, Any] = {}  # where rows were measured, which may not be here
+        self._described: dict[str, dict[str, Any]] = {}  # dataset -> what rows say of it
         self.out = catalog.output_dir(self.profile, chosen.changed)
         self.began = time.monotonic()
 
@@ -92,24 +94,62 @@ class Run:
         same on every machine.
         """
         network = network or self.networks[0]
-        limits = [self.settings.get(name, "all") for name in ("train", "val", "test")]
-        if network.images:
-            limits = [network.images, network.images // 5, network.images // 5]
-        train, val, test = (None if whole or limit == "all" else limit for limit in limits)
-        quick = self.profile == "quick" and network.dataset in data.NAMES
-        dataset = data.load(
-            network.dataset,
-            source="samples" if quick else "auto",
-            seed=self.seed,
-            train_limit=train,
-            val_limit=val,
-            test_limit=test,
-            download=not quick,
-        ).to(self.device)
-        counts = f"{len(dataset.train)} train, {len(dataset.val)} validation, {len(dataset.test)} test (sealed)"
-        print(f"{dataset.name} [{dataset.variant}], {dataset.source}: {counts}")
-        self.notes.data.append(dataset.describe())
+        limits = ("all", "all", "all") if whole else self._limits(network)
+        dataset = experiment.dataset(network.dataset, limits, seed=self.seed, profile=self.profile, device=self.device)
+        self._show_data(dataset.describe())
         return dataset
+
+    def _limits(self, network: Network) -> tuple[str, ...]:
+        """Return how many training, validation and test images the network takes at most, as text."""
+        if network.images:
+            return str(network.images), str(network.images // 5), str(network.images // 5)
+        return tuple(str(self.settings.get(name, "all")) for name in experiment.SPLITS)
+
+    def _show_data(self, about: dict[str, Any]) -> None:
+        train, val, test = (about["counts"][split] for split in experiment.SPLITS)
+        counts = f"{train} train, {val} validation, {test} test (sealed)"
+        print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
+        self.notes.data.append(about)
+
+    def part(self, network: Network | None = None, /, **own: Any) -> dict[str, Any]:
+        """Return a part of an experiment on copies of `network`, else of the first one, and its data."""
+        network = network or self.networks[0]
+        of = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
+        return {**of, **dict(zip(experiment.SPLITS, self._limits(network), strict=True)), **own}
+
+    def measure(
+        self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
+    ) -> rows.Rows:
+        """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
+
+        Where planned parts are missing from rows that are read, no claim is tested.
+        """
+        self.version = version
+        name = rows.Experiment(self.notebook.stem, version, self.seed)
+        of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
+        found = experiment.measure(parts, function, name, of_run, self.out, executor)
+        self.machine = found.parts[["device", "cores"]].iloc[0].to_dict()
+        self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
+        for dataset, about in self._described.items():
+            self._show_data(about)
+            if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
+                self.notes.test_uses.append({"dataset": about["name"], "looks": looks})
+        if found.unfinished:
+            print(found.unfinished)
+            self.found.untested |= {claim.id: found.unfinished for claim in self.family if claim.kind != "setting"}
+        return found
+
+    def best_rows(self, own: rows.Rows) -> rows.Rows:
+        """Return the committed rows of the highest profile above this run's; `own` where there are none."""
+        for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
+            path = catalog.project_root() / "figures" / profile / f"{self.notebook.stem}.csv"
+            if path.exists() and (found := rows.read(path)).experiment.version == self.version:
+                return found
+        return own
+
+    def tell(self, text: str, **values: Any) -> Markdown:
+        """Return Markdown in which `{name:.1f}` stands for a value: so that no number of the prose is typed."""
+        return Markdown(text.format(**values))
 
     def bases(
         self,
@@ -125,6 +165,8 @@ class Run:
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
+        from mgenb import training  # torchvision's networks load slowly, and analysis needs none
+
         how = network or self.networks[0]
         first, count = 1000 * self.seed, self.s.bases if count is None else count
         nets = [
@@ -134,36 +176,52 @@ class Run:
         if finish:
             for net in nets:
                 finish(net)
-        accuracies = tuple(population.accuracy(net, dataset.val) for net in nets)
-        print(f"{count} x {how.arch}, every one at least {how.floor:g} % on validation: {min(accuracies) >= how.floor}")
-        scale = claims.Scale(self.profile, dataset.variant, dataset.name, how.arch, self.chosen.by_hand)
-        self.made[place_of(how)] = Bases(scale, 100 / dataset.num_classes, how.floor, accuracies)
+        self._stand_on(how, dataset.describe(), [population.accuracy(net, dataset.val) for net in nets])
         self._nets[place_of(how)] = dataset.digest, nets
         return nets
 
-    def final_test(
-        self, dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct
-    ) -> dict[Any, Any]:
-        """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
+    def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
+        """Say, from rows, how accurate (%) the copies of `network`, else of the first one, are on both splits.
 
-        `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes
-        (network, test split, state_dict or None) and by default says which images are right (bool [n], CPU);
-        an attack is another. The look is counted and stands in the record. The base networks of `dataset` are
-        looked at too: where they fail on test images, what rests on them is *not tested*.
+        What rests on them is *not tested* where one is below the floor; see `bases` and `final_test`.
         """
-        if not models:
-            raise MgenbError("final_test was given no models")
-        reason = f"{self.notebook.stem}: {len(models)} models"
-        test = dataset.test.unseal(reason)
-        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
-        for place, (digest, nets) in self._nets.items():
-            known = self.made[place].test_accuracy or digest != dataset.digest or "test" in dataset.apart
-            if not known:
-                accuracies = tuple(population.accuracy(net, test) for net in nets)
-                self.made[place] = replace(self.made[place], test_accuracy=accuracies)
-        return {
-            label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()
+        how = network or self.networks[0]
+        self._stand_on(how, self._described[how.dataset], val, test)
+
+    def _stand_on(
+        self, how: Network, about: Mapping[str, Any], val: Iterable[float], test: Iterable[float] = ()
+    ) -> None:
+        val = tuple(val)
+        print(f"{len(val)} x {how.arch}, every one at least {how.floor:g} % on validation: {min(val) >= how.floor}")
+        scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
+        self.made[place_of(how)] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
+
+    def final_test(
+        self,
+        dataset: data.Dataset,
+        models: Mapping[Any, experiment.Candidate],
+        measure: experiment.Measure = population.correct,
+    ) -> dict[Any, Any]:
+        """Return what `experiment.final_test` does; the look is counted and stands in the record.
+
+        The base networks of `dataset` are looked at too: where they fail on test images, what rests on them is *not
+        tested*.
+        """
+        unknown = {
+            place: nets
+            for place, (digest, nets) in self._nets.items()
+            if digest == dataset.digest and "test" not in dataset.apart and not self.made[place].test_accuracy
         }
+
+        def look(net: nn.Module, test: data.Split, state: Any) -> Any:
+            for place in list(unknown):
+                accuracies = tuple(population.accuracy(base, test) for base in unknown.pop(place))
+                self.made[place] = replace(self.made[place], test_accuracy=accuracies)
+            return measure(net, test, state)
+
+        found = experiment.final_test(dataset, models, look, self.notebook.stem)
+        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
+        return found
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
@@ -176,6 +234,8 @@ class Run:
 
         None in the quick profile, whose runs are short. Other settings, another seed or version is another file.
         """
+        from mgenb import evolve, mega  # they load slowly, and analysis needs none
+
         if self.profile == "quick":
             return None
         told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
@@ -193,13 +253,20 @@ class Run:
         return not self.made[place_of(network)].unfit
 
     def evidence(
-        self, claim_id: str, estimate: stats.Estimate, *, differ: bool = True, networks: Iterable[Network] = ()
+        self,
+        claim_id: str,
+        estimate: stats.Estimate,
+        *,
+        differ: bool = True,
+        networks: Iterable[Network] = (),
+        left: float = 100.0,
     ) -> None:
         """Store what was measured for a claim, on `networks` or else the first ones.
 
-        `differ`: whether the generated models differ from their base.
+        `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
+        compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
-        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ)
+        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ, left)
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
@@ -253,12 +320,13 @@ class Run:
         tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
         return frame
 
-    def figure(self, name: str, figure: Figure, networks: Iterable[Network] = ()) -> None:
-        """Caption (with `networks`, or else all), save and record a figure; it is shown because the cell drew it."""
+    def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
+        """Caption (with `networks`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
         places = [place_of(network) for network in networks] or list(self.made)
         scales = [self.made[place].scale for place in places]
         told = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
-        figures.caption(figure, ", ".join([f"profile {self.profile}", *told]))
+        text = ", ".join([f"profile {self.profile}", *told])
+        figures.caption(figure, experiment.caption(of) if of else text)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, self.out / file)
         self.notes.figures.append(file)
@@ -267,10 +335,12 @@ class Run:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
         path = self.out / f"{self.notebook.stem}.json"
         record = record_of(self)
-        store.write_json(path, record)
+        store.write_json(path, record.to_json())
         for file in self.notes.unfinished:
             file.unlink(missing_ok=True)
-        print(f"record {path.name}: {len(record['result']['claims'])} verdicts, {len(self.notes.figures)} figures")
+        if self.profile == "quick":  # which always computes; what a killed run left was for this one
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+        print(f"record {path.name}: {len(record.claims)} verdicts, {len(record.figures)} figures")
         if "MGENB_OUT" not in os.environ:  # else who set it says where results are in the end
             print(f"written to {path.parent}", file=sys.stderr)
 
@@ -280,8 +350,8 @@ def place_of(network: Network) -> Place:
     return network.dataset, network.arch
 
 
-def record_of(run: Run) -> dict[str, Any]:
-    """Return the record of a run as JSON data: what was run, what was found and judged, and where."""
+def record_of(run: Run) -> Record:
+    """Return the record of a run: what was run, what was found and judged, and where."""
     judged = run.judged() if run.made else Judged()
     notes = run.notes
     bases = [
@@ -293,24 +363,27 @@ def record_of(run: Run) -> dict[str, Any]:
         }
         for made in run.made.values()
     ]
-    result = {
-        "seed": run.seed,
-        "settings": run.settings,
-        "networks": [asdict(network) for network in run.networks],
-        "registry": claims.registry_hash(),
-        "margins": {claim.id: claim.margin for claim in run.family},
-        "claims": [verdict.to_json() for verdict in judged.verdicts],
-        "data": notes.data,
-        "mechanism": notes.mechanism,
-        "tables": notes.tables,
-        "test_uses": notes.test_uses,
-        "bases": bases,
-        "readings": list(judged.readings),
-        **({"leaks": notes.leaks} if notes.leaks else {}),
-    }
-    context = {**_context(run), "timed": notes.timed}
-    named = {"stem": run.notebook.stem, "profile": run.profile}
-    return {**named, "result": result, "figures": notes.figures, "context": context}
+    return Record(
+        schema=SCHEMA,
+        stem=run.notebook.stem,
+        profile=run.profile,
+        figures=notes.figures,
+        context={**_context(run), **run.machine, "timed": notes.timed},
+        seed=run.seed,
+        version=run.version,
+        registry=claims.registry_hash(run.notebook.stem),
+        settings=run.settings,
+        networks=[asdict(network) for network in run.networks],
+        margins={claim.id: claim.margin for claim in run.family},
+        claims=[verdict.to_json() for verdict in judged.verdicts],
+        readings=list(judged.readings),
+        mechanism=notes.mechanism,
+        tables=notes.tables,
+        data=notes.data,
+        bases=bases,
+        test_uses=notes.test_uses,
+        leaks=notes.leaks,
+    )
 
 
 def _context(run: Run) -> dict[str, Any]:

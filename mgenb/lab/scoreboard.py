@@ -1,31 +1,32 @@
 """Every claim of both papers beside its best evidence, from the committed records alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mgenb import claims
 from mgenb.claims import NOT_TESTED, Claim, Verdict
 from mgenb.lab import catalog
+from mgenb.lab.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ORDER = ("reproduced", "contradicted", "inconclusive", NOT_TESTED)
+STALE = "stale"  # what evidence there is was judged or measured by what is no longer so
+ORDER = ("reproduced", "contradicted", "inconclusive", NOT_TESTED, STALE)
 NO_RECORD = "nothing was run"
-Record = Mapping[str, Any]
 
 
-def best_verdicts(records: Iterable[Record]) -> dict[str, tuple[Verdict, Record]]:
+def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]]:
     """Return claim id -> its verdict of the best evidence, and the record that holds it.
 
-    Claims that the registry has dropped are left out.
+    Stale records are no evidence, and claims that the registry has dropped are left out.
     """
     known = {claim.id for claim in claims.load()}
     found: dict[str, list[tuple[Verdict, Record]]] = {}
-    for record in records:
-        for row in record["result"]["claims"]:
+    for record in (record for record in records if not record.stale):
+        for row in record.claims:
             if row["id"] in known:
                 found.setdefault(row["id"], []).append((Verdict.from_json(row), record))
     chosen = {name: claims.best([verdict for verdict, _ in pairs]) for name, pairs in found.items()}
@@ -36,7 +37,15 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
     """Return a row for each claim of `paper` ("mge", "mega"; None: both), settings too, by id."""
     verdicts = best_verdicts(records)
     rows = [_row(claim, *verdicts.get(claim.id, (None, None))) for claim in claims.load(paper)]
-    return pd.DataFrame(rows).set_index("claim")
+    frame = pd.DataFrame(rows).set_index("claim")
+    for record in (record for record in records if record.stale):
+        for name in (row["id"] for row in record.claims if row["verdict"] != NOT_TESTED and row["id"] in frame.index):
+            why = f"stale: {record.label}, {record.stale}"
+            if frame.loc[name, "verdict"] in (NOT_TESTED, STALE):
+                frame.loc[name, ["verdict", "why", "told"]] = STALE, why, f"{STALE} [{record.profile}]"
+            else:  # of a lower profile, or another notebook
+                frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
+    return frame
 
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
@@ -54,7 +63,7 @@ def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[s
         }
     if verdict.verdict == NOT_TESTED:
         return row | verdict_of | {"why": verdict.reason}
-    scale, context = verdict.scale, record["context"]
+    scale, context = verdict.scale, record.context
     where = scale.arch if verdict.claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
     machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
     return row | {**verdict_of, "verdict": verdict.verdict, "scale": where, "why": verdict.reason, "hardware": machine}
@@ -64,7 +73,12 @@ def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return how many claims of each verdict there are, a row for each value of the column `by`; settings left out."""
     judged = frame[frame["kind"] != "setting"]
     found = pd.crosstab(judged[by], judged["verdict"])
-    return found.reindex(columns=list(ORDER), fill_value=0).rename_axis(columns=None)
+    return found.reindex(columns=_shown(frame), fill_value=0).rename_axis(columns=None)
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    """Return the verdicts in their order; *stale* only where something is."""
+    return [one for one in ORDER if one != STALE or (frame["verdict"] == STALE).any()]
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -91,9 +105,9 @@ def chart(frame: pd.DataFrame) -> "Figure":
     reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
     for ax, (title, chosen) in zip(axes, sides.items(), strict=True):
-        found = counts(frame[chosen], "notebook").reindex(stems, fill_value=0)
+        found = counts(frame[chosen], "notebook").reindex(stems, columns=_shown(frame), fill_value=0)
         left = pd.Series(0, index=stems)
-        for verdict in ORDER:
+        for verdict in _shown(frame):
             hatch = "///" if verdict == NOT_TESTED else None
             style = {"color": figures.colour(verdict), "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
             bars = ax.barh(range(len(stems)), found[verdict], left=left, label=verdict, **style)

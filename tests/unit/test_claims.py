@@ -119,10 +119,11 @@ def test_wrong_entries_are_named(text: str, message: str) -> None:
 
 
 def test_hash_depends_on_margins(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = claims.registry_hash()
+    before, other = (claims.registry_hash(stem) for stem in ("01_frequency_sensitivity", "02_zero_filling"))
     changed = (replace(claims.get(HIGH_LOW), margin=2.0), *(c for c in claims.load() if c.id != HIGH_LOW))
     monkeypatch.setattr("mgenb.claims.registry.load", lambda: changed)
-    assert claims.registry_hash() != before
+    assert claims.registry_hash("01_frequency_sensitivity") != before
+    assert claims.registry_hash("02_zero_filling") == other
 
 
 def test_claims_import_neither_torch_nor_scipy_stats() -> None:
@@ -369,40 +370,6 @@ def test_best_evidence() -> None:
 def test_unknown_profile_is_refused() -> None:
     with pytest.raises(MgenbError, match="profile"):
         Scale("papers", "official", "mnist", "lenet")
-
-
-# ---------------------------------------------------------------- audit
-
-
-def record(stem: str, estimate: stats.Estimate, margin: float = 1.0, uses: int = 0) -> dict:
-    rows = [v.to_json() for v in claims.judge({HIGH_LOW: estimate}, QUICK)]
-    result = {
-        "registry": claims.registry_hash(),
-        "claims": rows,
-        "margins": {HIGH_LOW: margin},
-        "test_uses": [1] * uses,
-    }
-    return {"stem": stem, "profile": "quick", "result": result}
-
-
-def test_audit_is_quiet_when_nothing_is_wrong() -> None:
-    assert claims.audit([record("01_a", noisy(9)), record("01_b", noisy(8))]) == []
-
-
-def test_audit_finds_margins_test_uses_and_flips() -> None:
-    lines = claims.audit([record("01_a", noisy(9), margin=3.0), record("01_b", noisy(-9), uses=2)])
-    assert any("margin of mge.fig6.high_worse_than_low was 3, the registry says 1" in line for line in lines)
-    assert "01_b (quick): the test split was used 2 times" in lines
-    assert any("flips" in line and "reproduced in 01_a; contradicted in 01_b" in line for line in lines)
-    assert len(lines) == 3
-
-
-def test_audit_finds_another_registry() -> None:
-    old, gone = record("01_a", noisy(9)), record("01_b", noisy(9))
-    old["result"]["registry"] = "0" * 16
-    gone["result"]["margins"]["mge.gone"] = 1.0
-    lines = claims.audit([old, gone])
-    assert ["another registry" in lines[0], "mge.gone is no longer" in lines[1]] == [True, True]
 
 
 def test_a_sample_or_a_changed_parameter_is_not_the_papers_scale() -> None:

@@ -23,7 +23,7 @@ out = pathlib.Path(os.environ["MGENB_OUT"])
 claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
-record["seen"] = [seed, z, dataset, val]
+result["settings"] = {"seen": [seed, z, dataset, val]}
 (out / (STEM + ".json")).write_text(json.dumps(record))
 (out / (STEM + "-a.png")).write_bytes(b"a figure")
 print("mechanism kept: True")
@@ -144,7 +144,8 @@ def test_run_writes_notebook_record_and_figures(project, call):
     assert folder.name.startswith("quick-dataset=")  # what is not the profile's, and no more: val=all is
     assert "seed=7,z=0.001" in folder.name or folder.name[-9] == "-"  # long names end in a hash
     assert code == 0
-    assert json.loads((folder / f"{STEM}.json").read_text())["seen"] == [7, 0.001, str(project / "images"), "all"]
+    seen = json.loads((folder / f"{STEM}.json").read_text())["result"]["settings"]["seen"]
+    assert seen == [7, 0.001, str(project / "images"), "all"]
     assert (folder / f"{STEM}-a.png").exists()
     assert out.splitlines()[0].endswith("1 contradicted")
     last = out.splitlines()[-1]
@@ -206,20 +207,12 @@ def test_refresh_with_another_profile_leaves_the_notebook(project, call):
     assert json.loads((project / "figures" / "cpu" / f"{STEM}.json").read_text())["profile"] == "cpu"
 
 
-def record(verdict: str, profile: str) -> dict:
-    scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet"}
-    numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": ""}
-    row = {"id": "mge.fig7.mask_beats_random", "verdict": verdict, "scale": scale, **numbers}
-    context = {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "cores": 2}
-    return {"stem": STEM, "profile": profile, "result": {"claims": [row]}, "figures": [], "context": context}
-
-
 @pytest.fixture
-def two_records(project):
+def two_records(project, recorded):
     for profile, verdict in (("quick", "inconclusive"), ("cpu", "contradicted")):
         path = project / "figures" / profile / f"{STEM}.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(record(verdict, profile)))
+        path.write_text(json.dumps(recorded(verdict, profile, test_uses=[{}]).to_json()))
 
 
 @pytest.mark.usefixtures("two_records")
@@ -240,7 +233,7 @@ def test_claims_shows_the_verdict_of_the_best_evidence(call):
     assert line.endswith("contradicted [cpu]")
     assert "not transcribed" in out
     assert "1 contradicted" in next(line for line in out.splitlines() if " claims, " in line)
-    assert f"{STEM} (cpu)" in out
+    assert f"{STEM} (cpu): the test split was used 1 time" in out
 
 
 @pytest.mark.usefixtures("two_records")
@@ -249,6 +242,34 @@ def test_claims_in_markdown_holds_only_what_has_a_verdict(call):
     assert len(out.splitlines()) == 3
     assert "| contradicted | " in out
     assert "[cpu]" in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"schema": 0}, "older form"),
+        ({"registry": "0" * 16}, "other registry entries"),
+        ({"version": 2}, "by version 2 of the experiment, today's is 1"),
+    ],
+)
+def test_a_stale_record_is_shown_as_stale_everywhere(project, call, recorded, changed, why):
+    for profile, given in (("quick", {}), ("cpu", changed)):
+        path = project / "figures" / profile / f"{STEM}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(recorded("contradicted", profile, **given).to_json()))
+    listed = call("list")[1]
+    assert why in next(line for line in listed.splitlines() if "STALE, no evidence" in line)
+    out = call("claims", "--paper", "mge", "--audit")[1]
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    assert line.endswith("contradicted [quick]")
+    assert f"{STEM} (cpu): stale: " in out
+    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| contradicted | ")
+    (project / "figures" / "quick" / f"{STEM}.json").unlink()
+    out = call("claims", "--paper", "mge")[1]
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    assert line.endswith("stale [cpu]")
+    assert "1 stale" in out.splitlines()[-1]
+    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| stale | ")
 
 
 def test_a_damaged_record_is_one_sentence(project, call):
@@ -301,3 +322,48 @@ def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch)
     assert f"{STEM}.ipynb: code cell 1: execution count None, not 1" in out
     assert f"`git checkout notebooks/{STEM}.ipynb`" in out.splitlines()[-1]
     assert "`mgenb refresh 03`" in out.splitlines()[-1]
+
+
+ANALYSED = """
+import os, pathlib
+rows = os.environ.get("MGENB_ANALYSE")
+if rows is None:
+    (out / (STEM + ".csv")).write_text("a,b")
+    (out / (STEM + ".parts.json")).write_text("{}")
+print("read" if rows else "measured")
+"""
+
+
+def test_analyse_makes_all_but_the_rows_anew_and_only_where_there_are_some(project, call):
+    path = write_notebook(project, RECORD, ANALYSED)
+    folder = project / "figures" / "quick"
+    code, _, err = call("analyse", "03")
+    assert code == 2
+    assert f"{STEM} has no rows in {folder}" in err
+    assert call("analyse")[1] == ""  # no notebook has rows
+    assert call("refresh", "03")[0] == 0
+    (folder / f"{STEM}.csv").write_text("as it was")
+    assert nbformat.read(path, 4).cells[-1].outputs[0].text == "measured\n"
+    record = folder / f"{STEM}.json"
+    before = record.read_text() + " "
+    record.write_text(before)
+    code, out, _ = call("analyse")
+    assert (code, out) == (0, f"{STEM}: no token changed\n")
+    assert nbformat.read(path, 4).cells[-1].outputs[0].text == "read\n"
+    assert (folder / f"{STEM}.csv").read_text() == "as it was"
+    assert record.read_text() == before  # it says the same
+    record.write_text(before.replace("contradicted", "reproduced"))
+    assert call("analyse", "03")[0] == 0
+    assert json.loads(record.read_text())["result"]["claims"][0]["verdict"] == "contradicted"
+
+
+def test_the_version_of_an_experiment_is_that_of_its_tagged_cell(project, recorded):
+    path = write_notebook(project, "VERSION = 2", "VERSION = 3\n\n\ndef experiment(part):\n    return []")
+    assert catalog.version(STEM) == 1
+    nb = nbformat.read(path, 4)
+    nb.cells[-1].metadata["tags"] = ["experiment"]
+    nbformat.write(nb, path)
+    assert catalog.version(STEM) == 3
+    assert recorded().stale == "measured by version 1 of the experiment, today's is 3"
+    assert recorded(version=3).stale == ""
+    assert catalog.version("02_zero_filling") == 1  # which this project does not have

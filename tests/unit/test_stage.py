@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, execute, stage
+from mgenb.lab import catalog, execute, record, stage
 
 STEM = "03_importance_mask"
 FIRST = """
@@ -90,7 +90,7 @@ def test_two_runs_at_once_give_what_each_gives_alone(project):
     for z in ("1.5", "2.5"):
         assert run(f"z={z}").error == ""
         alone[z] = contents((project / "runs" / f"quick-z={z}").rename(project / z))
-    assert alone["1"][f"{STEM}-a.png"] != alone["2"][f"{STEM}-a.png"]
+    assert alone["1.5"][f"{STEM}-a.png"] != alone["2.5"][f"{STEM}-a.png"]
     both = [started(project, "run", "03", "-p", f"z={z}") for z in ("1.5", "2.5")]
     for process, z in zip(both, ("1.5", "2.5"), strict=True):
         out, err = process.communicate(timeout=120)
@@ -208,7 +208,7 @@ def test_notebook_02_at_once_with_two_values_of_t(tmp_path, monkeypatch):
         process.communicate()
         assert process.returncode == 0
     found = {
-        (folder, t): catalog.read_record(tmp_path / f"{folder}-{t}" / "02_zero_filling.json")["result"]
+        (folder, t): record.read(tmp_path / f"{folder}-{t}" / "02_zero_filling.json").to_json()["result"]
         for folder in ("alone", "together")
         for t in ("0.5", "0.99")
     }

@@ -1,0 +1,148 @@
+"""What an experiment stands on: the data and the trained networks that its part names, and one look at the test images.
+
+A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
+`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile` and `device`.
+So the function needs nothing but its part, and can be called in another process, or on another machine.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from mgenb import data, population, store
+from mgenb.errors import MgenbError
+from mgenb.lab import catalog, rows
+
+SPLITS = ("train", "val", "test")
+TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
+
+State = Mapping[str, torch.Tensor]
+# a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
+Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+Measure = Callable[[nn.Module, data.Split, Any], Any]
+Finish = Callable[[nn.Module, data.Dataset], None]
+
+
+def dataset(name: str, limits: Sequence[str], *, seed: int, profile: str, device: Any) -> data.Dataset:
+    """Return a dataset on `device`, with at most so many training, validation and test images (or "all").
+
+    The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the same on every
+    machine.
+    """
+    train, val, test = (None if limit == "all" else int(limit) for limit in limits)
+    quick = profile == "quick" and name in data.NAMES
+    source = "samples" if quick else "auto"
+    found = data.load(
+        name, source=source, seed=seed, train_limit=train, val_limit=val, test_limit=test, download=not quick
+    )
+    return found.to(device)
+
+
+def load(part: rows.Part) -> data.Dataset:
+    """Return the dataset that a part names; it is kept for the parts that follow."""
+    limits = tuple(part[name] for name in SPLITS)
+    return _load(part["dataset"], limits, part["seed"], part["profile"], part["device"])
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, limits: tuple[str, ...], seed: int, profile: str, device: str) -> data.Dataset:
+    return dataset(name, limits, seed=seed, profile=profile, device=device)
+
+
+def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
+    """Return the trained networks that a part names, in eval mode; they are shared, and not to be changed.
+
+    `finish(net, dataset)` changes each in place before anyone else sees it.
+    """
+    numbers = [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
+    seeds = [1000 * part["seed"] + number for number in numbers]
+    return [_train(part["arch"], load(part), part["recipe"], part["epochs"], seed, finish) for seed in seeds]
+
+
+@lru_cache(maxsize=8)
+def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
+    from mgenb import training  # torchvision's networks load slowly, and analysis needs none
+
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
+    if finish:
+        finish(net, dataset)
+    return net
+
+
+def final_test(
+    dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct, reason: str = ""
+) -> dict[Any, Any]:
+    """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
+
+    `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes (network,
+    test split, state_dict or None) and by default says which images are right (bool [n], CPU); an attack is another.
+    """
+    if not models:
+        raise MgenbError("final_test was given no models")
+    test = dataset.test.unseal(f"{reason or 'experiment'}: {len(models)} models")
+    return {label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()}
+
+
+def measure(
+    parts: Sequence[rows.Part],
+    function: rows.Function,
+    experiment: rows.Experiment,
+    run: rows.Part,
+    folder: Path,
+    executor: Executor | None = None,
+) -> rows.Rows:
+    """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
+
+    `run` holds the run's seed, profile and device.
+    """
+    if source := os.environ.get(catalog.ANALYSE):
+        found = rows.read(Path(source) / f"{experiment.stem}.csv")
+        if found.experiment != experiment:
+            raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")
+        return rows.select(found, parts)
+    once, facts = partial(_looking_once, function, run), partial(_facts, run)
+    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
+
+
+def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
+    uses = load({**part, **run}).test.uses
+    before = len(uses)
+    found = function({**part, **run})
+    made, arrays = found if isinstance(found, tuple) else (found, {})
+    made = made if isinstance(made, pd.DataFrame) else list(made)  # what a generator has yet to do, now
+    if (looks := len(uses) - before) > 1:
+        raise MgenbError(f"the part {dict(part)} looked at the test images {looks} times; right is one look")
+    return made, arrays, {"test_looks": looks}
+
+
+def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
+    """Return what stands with a part: its data, its networks and their weights as trained, and the machine."""
+    described = load({**part, **run}).describe()
+    states = [net.state_dict() for net in trained({**part, **run})]
+    number = f"network {part['base']}" if "base" in part else f"pair {part['pair']}"
+    cuda = torch.device(run["device"]).type == "cuda"
+    return {
+        "data": described["digest"],
+        "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),
+        "nets": ", ".join([*(f"{name} {part[name]}" for name in TRAINED), number]),
+        "described": described,
+        "profile": run["profile"],
+        "device": torch.cuda.get_device_name(run["device"]) if cuda else "cpu",
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def caption(found: rows.Rows) -> str:
+    """Return which profile, networks and data made the rows."""
+    places = found.parts[["profile", "arch", "described"]].itertuples(index=False, name=None)
+    told = [f"{arch} on {about['name']} [{about['variant']}]" for _, arch, about in places]
+    return ", ".join([f"profile {found.parts['profile'].iloc[0]}", *dict.fromkeys(told)])

@@ -1,0 +1,166 @@
+"""The record of a run: what was found, and under which registry and experiment, as JSON of a known form.
+
+A record is *stale*, and no evidence, when its form is older than today's, when an entry of its notebook in the
+registry has changed (all claims of a notebook are judged as one family, so one entry touches the others), or when its
+rows were measured by another VERSION of the experiment. A notebook without an experiment of its own is at VERSION 1.
+That the code behind a VERSION has not changed is held by tests, which measure again and analyse again.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mgenb.errors import MgenbError
+from mgenb.lab import catalog
+
+SCHEMA = 1
+OUTSIDE = ("schema", "stem", "profile", "figures", "context")  # the rest is the result: no time, path or version in it
+CLAIM_KEYS = ("id", "verdict", "token", "scale", "estimate", "low", "high", "n", "unit", "p", "reason")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run of a notebook found.
+
+    version: of its experiment. registry: `claims.registry_hash` of its notebook. claims: `Verdict.to_json` of each.
+    context: machine, time and what else differs between two runs.
+    """
+
+    schema: int
+    stem: str
+    profile: str
+    figures: list[str]
+    context: dict[str, Any]
+    seed: int
+    version: int
+    registry: str
+    settings: dict[str, Any]
+    networks: list[dict[str, Any]]
+    margins: dict[str, float]
+    claims: list[dict[str, Any]]
+    readings: list[dict[str, Any]]
+    mechanism: dict[str, Any]
+    tables: dict[str, Any]
+    data: list[dict[str, Any]]
+    bases: list[dict[str, Any]]
+    test_uses: list[dict[str, Any]]
+    leaks: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data; what two runs have in common stands in "result"."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: values.pop(name) for name in OUTSIDE} | {"result": values}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "Record":
+        """Return the record that `to_json` wrote; MgenbError says which key of the file `where` is wrong, and how.
+
+        Of an older form keys may be missing: they are empty.
+        """
+        if not isinstance(value, dict) or not isinstance(value.get("result"), dict):
+            raise MgenbError(f"{where} is not a record (it has no result); make it again with `mgenb run`")
+        found = {"schema": 0, **value, **value["result"]}
+        if not isinstance(found["schema"], int) or found["schema"] > SCHEMA:
+            raise MgenbError(f"{where} has schema {found['schema']!r}; right is at most {SCHEMA}: update mgenb")
+        today = found["schema"] == SCHEMA
+        values: dict[str, Any] = {}
+        for name, kind in _kinds().items():
+            needed = today or name in ("stem", "profile", "claims")
+            values[name] = found.get(name, None if needed else kind())
+            if not isinstance(values[name], kind):
+                told = f"is {values[name]!r}" if name in found else "is missing"
+                raise MgenbError(f"{where} is not a record ({name} {told}; right is a {kind.__name__}): make it again")
+        for row in values["claims"]:
+            if lacking := [key for key in CLAIM_KEYS[: None if today else 2] if key not in row]:
+                raise MgenbError(f"{where} is not a record (a claim lacks {lacking[0]!r}): make it again")
+        return cls(**values)
+
+    @property
+    def label(self) -> str:
+        """Return `02_zero_filling (cpu)`."""
+        return f"{self.stem} ({self.profile})"
+
+    @property
+    def counted(self) -> str:
+        """Return how many verdicts of each kind there are, as `2 contradicted, 1 reproduced`."""
+        kinds = Counter(claim["verdict"] for claim in self.claims)
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no verdicts"
+
+    @property
+    def stale(self) -> str:
+        """Return why the record is no evidence today; "" when it is."""
+        from mgenb import claims  # loads slowly, as below
+
+        if self.schema < SCHEMA:
+            return f"a record of an older form (schema {self.schema}, today {SCHEMA})"
+        if self.registry != claims.registry_hash(self.stem):
+            return "judged by other registry entries than today's"
+        if self.version != (today := catalog.version(self.stem)):
+            return f"measured by version {self.version} of the experiment, today's is {today}"
+        return ""
+
+
+def _kinds() -> dict[str, type]:
+    types: dict[str, Any] = {one.name: one.type for one in fields(Record)}
+    return {name: getattr(kind, "__origin__", kind) for name, kind in types.items()}  # list of list[str]
+
+
+def read(path: Path) -> Record:
+    """Return the record in a file; MgenbError says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MgenbError(f"{path} is not a record ({error}); make it again with `mgenb run`") from error
+    return Record.from_json(value, str(path))
+
+
+def committed() -> list[Record]:
+    """Return the records in `figures/<profile>/`, in the order of profiles and stems."""
+    folder = catalog.project_root() / "figures"
+    files = (path for profile in catalog.PROFILES for path in sorted((folder / profile).glob("*.json")))
+    return [read(path) for path in files if not path.name.endswith(".parts.json")]
+
+
+def audit(records: list[Record]) -> list[str]:
+    """Return what a sceptic would ask about the records, one line each.
+
+    Lists stale records and their margins that changed, uses of the test split, selection on it (leaks), and claims
+    whose verdict flips between readings of an ambiguous method or between records of one profile.
+    """
+    from mgenb import claims
+
+    today = {claim.id: claim.margin for claim in claims.load()}
+    lines: list[str] = []
+    seen: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for record in records:
+        lines += _questions(record, today)
+        for row in record.claims:
+            if row["verdict"] != claims.NOT_TESTED and not record.stale:
+                verdicts = seen.setdefault((row["id"], record.profile), {})
+                verdicts.setdefault(row["verdict"], []).append(record.stem)
+    for (name, profile), verdicts in seen.items():
+        if len(verdicts) > 1:
+            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in verdicts.items())
+            lines.append(f"{name} flips between records ({profile}): {told}")
+    return lines
+
+
+def _questions(record: Record, today: dict[str, float]) -> list[str]:
+    lines = [f"stale: {record.stale}"] if record.stale else []
+    for name, margin in record.margins.items():
+        if name not in today:
+            lines.append(f"claim {name} is no longer in the registry")
+        elif margin != today[name]:
+            lines.append(f"margin of {name} was {margin:g}, the registry says {today[name]:g}")
+    if uses := len(record.test_uses):
+        lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
+    lines += [f"LEAK, test images were used for selection: {one['reason']}" for one in record.leaks]
+    readings: dict[str, dict[str, str]] = {}
+    for row in record.readings:
+        readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]
+    for name, verdicts in readings.items():
+        if len(set(verdicts.values())) > 1:
+            lines.append(f"{name} flips between readings: " + ", ".join(f"{r} {v}" for r, v in verdicts.items()))
+    return [f"{record.label}: {line}" for line in lines]

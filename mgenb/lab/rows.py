@@ -1,0 +1,265 @@
+"""Results as rows: measured part by part, kept as they come, and read again without measuring.
+
+A *part* is a dict of names to plain values (a network, a base, a reading), and what is measured on it is a list of
+rows, one a measurement. In the run's own folder a finished part is `<stem>.parts/<key>.json`, so that a run that was
+killed goes on where it stopped. When all planned parts are in, three files hold them:
+
+`<stem>.csv`          the rows, in the order of the plan, each with the columns of its part
+`<stem>.parts.json`   the types of the columns, and for each part its data, its weights, device and seconds
+`<stem>.npz`          arrays that a figure needs, named `<key of the part>.<name>`; only where there are some
+
+Two runs on one machine write the same CSV to the byte: what differs from run to run stands with the parts.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mgenb.errors import MgenbError
+
+SCHEMA = 1
+LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
+
+Part = Mapping[str, Any]
+Function = Callable[[dict[str, Any]], Any]  # see `measure` for what it may return
+Facts = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Which experiment rows belong to: the notebook's stem, its VERSION, and the seed of the run."""
+
+    stem: str
+    version: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of the planned parts that are there.
+
+    frame: a row a measurement. parts: a row a part, in the order of the plan: its columns and what is known of it.
+    planned: how many parts the plan has.
+    """
+
+    experiment: Experiment
+    frame: pd.DataFrame
+    parts: pd.DataFrame
+    arrays: Mapping[str, np.ndarray]
+    planned: int
+
+    @property
+    def unfinished(self) -> str:
+        """Return "unfinished, 7 of 12 parts", or "" when all are in."""
+        return "" if len(self.parts) == self.planned else f"unfinished, {len(self.parts)} of {self.planned} parts"
+
+
+def measure(
+    parts: Sequence[Part],
+    function: Function,
+    *,
+    experiment: Experiment,
+    folder: Path,
+    facts: Facts,
+    executor: Executor | None = None,
+) -> Rows:
+    """Measure the parts that are not in `folder` yet, write all rows there, and return them as they are read.
+
+    `function(part)` returns rows (dicts, or a DataFrame), or rows and arrays, or these and facts, as a tuple.
+    `facts(part)` returns what stands with a part: "data" and "weights" are hashes of what it rests on, and with them
+    the part itself, the notebook, its VERSION and the seed make the key under which it is found again; "nets" names
+    the networks that have these weights. Where there is no executor, parts are measured one by one here.
+    """
+    plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
+    if twice := next((part for part in plain if plain.count(part) > 1), None):
+        raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
+    one = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
+    _write(list((executor.map if executor else map)(one, plain)), experiment, folder)
+    return read(folder / f"{experiment.stem}.csv")
+
+
+def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
+    """Return the file with the part's rows; it is made where it is not there."""
+    from mgenb.store import key_of, write_atomic  # imports torch
+
+    about = dict(facts(dict(part)))
+    rests = {name: about.get(name) for name in ("data", "weights")}
+    key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
+    file = folder / f"{key}.json"
+    if file.exists():
+        return file
+    began = perf_counter()
+    found = function(dict(part))
+    made, arrays, more = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    rows = _tidy(made, part)
+    if arrays:
+        named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
+        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
+    about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
+    _write_json(file, {"part": part, "rows": rows, "about": about})  # last: now the part is there
+    return file
+
+
+def _save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+    if bad := next((name for name, array in arrays.items() if array.dtype.hasobject), None):
+        raise MgenbError(f"the array {bad!r} holds objects; right are numbers or texts, so that no pickle is written")
+    with file.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    if not file.exists():
+        return {}
+    with np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, part: Part) -> list[dict[str, Any]]:
+    """Return the rows as plain values; MgenbError where they are not tidy."""
+    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
+    if not listed:
+        raise MgenbError(f"the part {dict(part)} gave no rows; right is at least one")
+    if clash := sorted(listed[0].keys() & part.keys()):
+        raise MgenbError(f"rows have the column {clash[0]!r}, which the part has as well; rename one of them")
+    _same_columns(listed)
+    return [{name: _plain(name, value) for name, value in row.items()} for row in listed]
+
+
+def _same_columns(rows: Sequence[Mapping[str, Any]]) -> None:
+    if odd := next((row.keys() ^ rows[0].keys() for row in rows if row.keys() != rows[0].keys()), None):
+        raise MgenbError(f"rows differ in the columns {', '.join(sorted(odd))}; right is the same columns in all")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a cell as str, bool, int, finite float or None (a missing number)."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is not None and not isinstance(value, str | int | float):
+        raise MgenbError(f"the column {name!r} holds {value!r}; right is one text, number or boolean a cell")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MgenbError(f"the column {name!r} holds {value}; right is a finite number, or None where there is none")
+    return value
+
+
+def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
+    """Put the parts together in the three files."""
+    from mgenb.store import write_atomic
+
+    parts = [_read_json(file) for file in files]
+    rows = [{**one["part"], **row} for one in parts for row in one["rows"]]
+    _same_columns(rows)
+    frame = pd.DataFrame(rows)
+    columns = _columns(frame)
+    text = frame.to_csv(index=False, lineterminator="\n")
+    csv = folder / f"{experiment.stem}.csv"
+    _check_size(csv, len(text.encode()))
+    write_atomic(csv, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
+        write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
+    told = [{"part": one["part"], "rows": len(one["rows"]), "about": one["about"]} for one in parts]
+    head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
+    _write_json(csv.with_suffix(".parts.json"), {**head, "parts": told})
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the type of each column; MgenbError where a column mixes texts, booleans and numbers."""
+    columns = {}
+    for name, column in frame.items():
+        columns[str(name)] = kind = {"i": "int", "f": "float", "b": "bool"}.get(column.dtype.kind, "str")
+        if kind == "str" and not all(isinstance(value, str) for value in column):
+            kinds = sorted({type(value).__name__ for value in column})
+            raise MgenbError(f"the column {name!r} mixes {', '.join(kinds)}; right is one type a column")
+        if column.isna().any():
+            columns[str(name)] = "float?"
+    return columns
+
+
+def read(path: Path) -> Rows:
+    """Return the rows in the CSV at `path` with what stands beside it; MgenbError names what is wrong with them."""
+    beside = path.with_suffix(".parts.json")
+    head = _read_json(beside)
+    if head.get("schema") != SCHEMA:
+        raise MgenbError(f"{beside} has schema {head.get('schema')}; right is {SCHEMA}: measure it again")
+    try:
+        columns, told = head["columns"], head["parts"]
+        experiment = Experiment(head["stem"], head["version"], head["seed"])
+        named = {_name(one["part"]): {**one["part"], **one["about"], "rows": one["rows"]} for one in told}
+    except (KeyError, TypeError) as error:
+        raise MgenbError(f"{beside} lacks {error}; measure it again") from error
+    parts = pd.DataFrame(list(named.values()), index=list(named))
+    try:
+        _check_size(path, path.stat().st_size)
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise MgenbError(f"{path} cannot be read ({error}); measure it again") from error
+    if odd := set(raw.columns) ^ set(columns):
+        raise MgenbError(f"{path} should have the columns {', '.join(columns)}; look at {', '.join(sorted(odd))}")
+    if len(raw) != parts["rows"].sum():
+        raise MgenbError(f"{path} has {len(raw)} rows; right is {parts['rows'].sum()}, as many as its parts have")
+    frame = pd.DataFrame({name: _typed(path, raw[name], columns[name]) for name in raw.columns})
+    _check_weights(path, parts)
+    return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), len(parts))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON whose keys keep their order, which is that of the columns."""
+    from mgenb.store import write_atomic
+
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise MgenbError(f"{path} cannot be read ({error}); delete it and measure again") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > LARGEST:
+        raise MgenbError(f"{path} has {size:,} bytes; right is at most {LARGEST:,}: what is larger belongs in the .npz")
+
+
+def _check_weights(path: Path, parts: pd.DataFrame) -> None:
+    """Refuse to pair rows of one network that had other weights elsewhere."""
+    if {"nets", "weights"} <= set(parts):
+        for name, hashes in parts.groupby("nets")["weights"]:
+            if hashes.nunique() > 1:
+                raise MgenbError(f"{path} has {name} with other weights in other parts: measure it anew in one place")
+
+
+def _typed(path: Path, texts: pd.Series, kind: str) -> pd.Series:
+    """Return a column of texts as what it was written from."""
+    ways = {"str": str, "int": int, "float": float, "float?": lambda text: float(text or "nan")}
+    try:
+        column = texts.map({"True": True, "False": False}.__getitem__ if kind == "bool" else ways[kind])
+    except (KeyError, ValueError) as error:
+        raise MgenbError(f"{path}: the column {texts.name!r} is not {kind} ({error}); measure it again") from error
+    if kind == "float" and not np.isfinite(column).all():
+        raise MgenbError(f"{path}: the column {texts.name!r} has no number in some rows; right is one in each")
+    return column
+
+
+def select(rows: Rows, parts: Sequence[Part]) -> Rows:
+    """Return the rows of the planned parts, in the order of the plan; MgenbError where none of them is there."""
+    chosen = [i for part in parts if (i := rows.parts.index.get_indexer([_name(part)])[0]) >= 0]
+    if not chosen:
+        stem = rows.experiment.stem
+        raise MgenbError(f"the rows of {stem} hold none of the {len(parts)} planned parts, as {parts[0]}: measure them")
+    ends, counts = rows.parts["rows"].cumsum().tolist(), rows.parts["rows"].tolist()
+    wanted = [row for i in chosen for row in range(ends[i] - counts[i], ends[i])]
+    frame = rows.frame.iloc[wanted].reset_index(drop=True)
+    return replace(rows, frame=frame, parts=rows.parts.iloc[chosen], planned=len(parts))
+
+
+def _name(part: Part) -> str:
+    return json.dumps({name: _plain(name, value) for name, value in part.items()}, sort_keys=True)

@@ -1,0 +1,67 @@
+"""Committed rows are what their notebook measures today, and committed records what analysis makes of them today."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgenb.lab import catalog, execute, record, rows
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = [path for profile in catalog.PROFILES for path in sorted((ROOT / "figures" / profile).glob("*.csv"))]
+QUICK = [path.stem for path in COMMITTED if path.parent.name == "quick"]
+SLOW = ("12_mega_pairs",)
+ALLOWED = 0.2  # percent points: two images in a thousand
+
+
+def run(stem: str, profile: str, out: Path, folder: Path | None = None) -> None:
+    notebook = catalog.find(stem)
+    job = execute.Job(notebook, execute.path_of(notebook), {"profile": profile}, out, folder)
+    outcome = execute.execute(job)
+    assert not outcome.error, outcome.line
+
+
+@pytest.mark.parametrize(
+    "stem", [pytest.param(stem, marks=pytest.mark.slow) if stem in SLOW else stem for stem in QUICK]
+)
+def test_measuring_again_gives_the_committed_rows(stem, tmp_path):
+    run(stem, "quick", tmp_path)
+    fresh, old = (rows.read(folder / f"{stem}.csv") for folder in (tmp_path, ROOT / "figures" / "quick"))
+    assert fresh.experiment == old.experiment, "measure the committed rows anew: `mgenb refresh`"
+    measured = [name for name in old.frame.select_dtypes("float") if name not in json.loads(old.parts.index[0])]
+    what = old.frame.columns.difference(measured[-1:])  # the last number of a row is what was measured
+    assert fresh.frame[what].equals(old.frame[what])
+    here = {torch.__version__, torch.backends.cpu.get_cpu_capability()}
+    if {*old.parts["torch"], *old.parts["capability"]} == here:
+        assert fresh.frame.equals(old.frame)
+    same = fresh.parts["weights"].eq(old.parts["weights"]).repeat(old.parts["rows"]).to_numpy()
+    shares = same & old.frame["what"].str.contains(
+        "(%)", regex=False
+    )  # of other networks only the kind of rows is known
+    apart = (fresh.frame["value"] - old.frame["value"])[shares]
+    assert apart.abs().max() <= ALLOWED or not shares.any()
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_committed_record_is_what_analysis_gives_today(path, tmp_path):
+    old = record.read(path.with_suffix(".json"))
+    assert old.stale == ""
+    run(path.stem, path.parent.name, tmp_path, path.parent)
+    new = record.read(tmp_path / path.with_suffix(".json").name)
+    assert new.to_json()["result"] == old.to_json()["result"]
+    assert new.figures == old.figures
+    assert not (tmp_path / path.name).exists()
+
+
+def test_every_experiment_has_rows():
+    tagged = {
+        notebook.stem
+        for notebook in catalog.notebooks()
+        if any("experiment" in cell["metadata"].get("tags", []) for cell in _cells(notebook))
+    }
+    assert tagged == set(QUICK)
+
+
+def _cells(notebook: catalog.Notebook) -> list[dict]:
+    return json.loads(execute.path_of(notebook).read_text(encoding="utf-8"))["cells"]
