@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgenb import data
+from mgenb import data, nets, training
 from mgenb.errors import MgenbError, choose
 
 FORM = "dataset:architecture:recipe:epochs:images:floor in %"
@@ -40,8 +40,6 @@ def parse(text: str) -> list[Pair]:
 
 
 def _pair(entry: str) -> Pair:
-    from mgenb import nets, training  # torchvision's networks load slowly, and analysis needs none
-
     fields = entry.split(":")
     if len(fields) != 6:
         raise MgenbError(f"pairs has the entry {entry!r}; right is {FORM}")

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, population, stats, store
+from mgenb import claims, data, population, stats, store, training
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog, experiment, figures, record, rows, telling
 from mgenb.lab.pairs import Pair, parse
@@ -213,8 +213,6 @@ class Run:
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
-        from mgenb import training  # torchvision's networks load slowly, and analysis needs none
-
         s = self.s
         arch, epochs = (pair.arch, pair.epochs) if pair else (arch or s.arch, epochs or s.epochs)
         recipe, floor = (pair.recipe, pair.floor) if pair else (s.recipe, s.floor)
