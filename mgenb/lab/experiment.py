@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mgenb import data, population, store
+from mgenb import data, population, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, rows
 
@@ -68,8 +68,6 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
 
 @lru_cache(maxsize=8)
 def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    from mgenb import training  # torchvision's networks load slowly, and analysis needs none
-
     net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
     if finish:
         finish(net, dataset)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, population, stats, store
+from mgenb import claims, data, evolve, mega, population, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
@@ -165,8 +165,6 @@ class Run:
         Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
-        from mgenb import training  # torchvision's networks load slowly, and analysis needs none
-
         how = network or self.networks[0]
         first, count = 1000 * self.seed, self.s.bases if count is None else count
         nets = [
@@ -234,8 +232,6 @@ class Run:
 
         None in the quick profile, whose runs are short. Other settings, another seed or version is another file.
         """
-        from mgenb import evolve, mega  # they load slowly, and analysis needs none
-
         if self.profile == "quick":
             return None
         told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}

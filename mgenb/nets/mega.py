@@ -15,7 +15,6 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torchvision.models import DenseNet
 
 MOMENTUM, EPS, DENSENET_EPS = 0.01, 1e-3, 1.001e-5
 
@@ -162,6 +161,8 @@ def _densenet(blocks: tuple[int, int, int, int], channels: int, classes: int) ->
 
     The author leaves ImageNet's stem (7 x 7, stride 2, then pooling), so the dense blocks see 8, 4, 2 and 1 pixels.
     """
+    from torchvision.models import DenseNet  # loads slowly
+
     net = DenseNet(block_config=blocks, num_classes=classes)
     net.features.conv0 = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
     return _as_keras(net, DENSENET_EPS)

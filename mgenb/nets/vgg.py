@@ -3,10 +3,11 @@
 from collections import OrderedDict
 
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 
 def _vgg(config: str, batch_norm: bool, channels: int, classes: int) -> nn.Module:
+    from torchvision.models.vgg import cfgs, make_layers  # loads slowly
+
     features = make_layers(cfgs[config], batch_norm=batch_norm)
     features[0] = nn.Conv2d(channels, 64, 3, padding=1)
     for module in features:
