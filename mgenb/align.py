@@ -319,13 +319,10 @@ def _weights(state: State, spec: Specification) -> dict[str, torch.Tensor]:
 
 def _check(state: State, spec: Specification) -> None:
     """Raise MgenbError that names the tensor in which a state_dict differs from the specification's network."""
-    for name in (*spec.shapes, *state):
-        if name not in state:
-            raise MgenbError(f"the state_dict lacks {name!r}, which the network has")
+    population.check_fits(state, spec.shapes)
+    for name in state:
         if name not in spec.shapes:
             raise MgenbError(f"the state_dict has {name!r}, which the network lacks")
-        if tuple(state[name].shape) != spec.shapes[name]:
-            raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {spec.shapes[name]}")
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ used: see `_CarliniWagner`.
 
 import contextlib
 import io
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +17,11 @@ from torch.nn import functional
 
 from mgenb import population
 from mgenb.data import Split
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, demand
 from mgenb.population import State
 from mgenb.seeds import derive
 
-# MGE's Table V prints eps of 1 and more, impossible for pixels in [0, 1]: what its number is divided by, by reading
-READINGS = {"eps": 1, "eps/255": 255}
 SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
-
-
-def read_eps(printed: float, reading: str) -> float:
-    """Return eps on the [0, 1] scale for an eps as MGE prints it, by one of `READINGS`."""
-    return printed / READINGS[choose("reading of eps", reading, READINGS)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class FGSM:
     eps: float
 
     def __post_init__(self) -> None:
-        _demand(self, "eps")
+        demand(self, of="FGSM", eps=0.0)
 
     def on(self, net: nn.Module) -> Any:
         """Return torchattacks' object for `net`."""
@@ -58,10 +50,7 @@ class PGD:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _demand(self, "eps")
-        _demand(self, "steps", least=1, kind=int)
-        if self.step is not None:
-            _demand(self, "step")
+        demand(self, of="PGD", eps=0.0, steps=1, **({} if self.step is None else {"step": 0.0}))
 
     def on(self, net: nn.Module) -> Any:
         """Return torchattacks' object for `net`."""
@@ -83,9 +72,7 @@ class CW:
     first_c: float = 1.0
 
     def __post_init__(self) -> None:
-        _demand(self, "kappa")
-        _demand(self, "searches", "iterations", least=1, kind=int)
-        _demand(self, "rate", "first_c", least=1e-9)
+        demand(self, of="CW", kappa=0.0, searches=1, iterations=1, rate=1e-9, first_c=1e-9)
 
     def on(self, net: nn.Module) -> Any:
         """Return the attack's object for `net`."""
@@ -256,13 +243,3 @@ def _classes(what: str, given: torch.Tensor, pixels: torch.Tensor, classes: int)
         least, most = given.min(), given.max()
         raise MgenbError(f"{what} run from {least} to {most}; right is 0 to {classes - 1}")
     return given.to(pixels.device, torch.int64)
-
-
-def _demand(attack: Any, *names: str, least: float = 0, kind: type = float) -> None:
-    """Raise MgenbError unless these fields hold finite numbers of at least `least`, whole ones where `kind` is int."""
-    for name in names:
-        value = getattr(attack, name)
-        number = isinstance(value, int | kind) and not isinstance(value, bool)
-        if not (number and least <= value < math.inf):
-            right = f"{'a whole number' if kind is int else 'a number'} of at least {least:g}"
-            raise MgenbError(f"{name} of {type(attack).__name__} is {value!r}; right is {right}")

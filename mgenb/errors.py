@@ -1,7 +1,9 @@
 """Errors that a user can act on: one sentence that names the value and what would be right."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class MgenbError(Exception):
@@ -25,3 +27,20 @@ def choose(kind: str, value: str, known: Iterable[str]) -> str:
         hint = nearest(value, known) if isinstance(value, str) else ""
         raise MgenbError(f"unknown {kind} {value!r}{hint or ';'} known: {', '.join(known)}")
     return value
+
+
+def demand(settings: object, of: str = "", **right: Iterable[str] | int | float) -> None:
+    """Check fields of `settings`: names by those that are known, numbers by the least that is right.
+
+    Where the least is an int, so must be the number; where it is a float, any finite number will do.
+    Raises MgenbError for the first field that is wrong, and calls it 'field' or, with `of`, 'field of ...'.
+    """
+    for field, known in right.items():
+        value, name = getattr(settings, field), f"{field} of {of}" if of else field
+        if not isinstance(known, int | float):
+            choose(name, value, known)
+            continue
+        kind, word = (Integral, "a whole number") if isinstance(known, int) else (Real, "a number")
+        number = isinstance(value, kind) and not isinstance(value, bool)
+        if not (number and known <= value < math.inf):
+            raise MgenbError(f"{name} is {value!r}; right is {word} of at least {known:g}")

@@ -19,7 +19,7 @@ from torch import nn
 
 from mgenb import frequency, layerwise, mge, population, store
 from mgenb.data import Split
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, demand
 from mgenb.mge import Layers, State
 from mgenb.population import Criterion
 from mgenb.seeds import derive, numpy_generator
@@ -29,6 +29,7 @@ First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw;
 
 VERSION = 1  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
 SHARES = ("uniform", "fitness")
+MEMBERS = ("best", "survivors")  # fields of a checkpoint that hold individuals
 ORIGINS = ("fresh", "mutation", "fusion")
 
 
@@ -52,10 +53,7 @@ class Settings:
     share: str = "uniform"
 
     def __post_init__(self) -> None:
-        choose("share", self.share, SHARES)
-        for name, least in (("parents", 1), ("mutations", 0), ("fusions", 0), ("fresh", 0), ("generations", 0)):
-            if getattr(self, name) < least:
-                raise MgenbError(f"{name} is {getattr(self, name)}; right is a whole number of at least {least}")
+        demand(self, share=SHARES, parents=1, mutations=0, fusions=0, fresh=0, generations=0)
         if self.fusions and self.parents < 2:
             raise MgenbError(f"parents is {self.parents} with {self.fusions} fusions; right is at least 2")
         if not math.isfinite(self.gamma):
@@ -101,7 +99,7 @@ class Evolution:
 class _Child:
     recipe: Recipe
     origin: str
-    make: Callable[[], State]
+    make: Callable[[], State]  # its weight layers, all in which individuals differ
 
 
 @dataclass
@@ -128,7 +126,7 @@ def algorithm_1(
 
 
 def evolve(
-    base: Mapping[str, torch.Tensor],
+    base: State,
     generate: mge.Settings,
     settings: Settings,
     seed: int,
@@ -155,19 +153,21 @@ def evolve(
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
     breed = _Breeding(base, generate, settings, seed, first, layers)
     key = _key(base, generate, settings, seed, layers)
-    progress = _load(checkpoint, key, base) or _Progress([], [], [], [])
+    progress = _Progress([], [], [], [])
+    if saved := store.load_progress(checkpoint, key, next(iter(base.values())).device):
+        members = {name: [Individual(**one) for one in saved[name]] for name in MEMBERS}
+        progress = _Progress(**{**saved, **members})
     for generation in range(len(progress.rows), settings.generations + 1):
         children = breed.children(generation, progress)
-        found = _evaluated(children, settings, quality, additional)
+        found = breed.evaluated(children, quality, additional)
         progress = _select(progress, children, found, settings)
         if checkpoint is not None:
-            _save(checkpoint, key, progress)
+            plain = {name: [asdict(one) for one in getattr(progress, name)] for name in MEMBERS}
+            store.save_progress(checkpoint, key, {**vars(progress), **plain})
     return Evolution(pd.DataFrame(progress.rows), progress.best, progress.survivors)
 
 
-def replay(
-    base: Mapping[str, torch.Tensor], generate: mge.Settings, recipe: Recipe, layers: Layers = mge.layer_generator
-) -> State:
+def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers = mge.layer_generator) -> State:
     """Return the state_dict that `recipe` describes; as evolved, but for the order of float32 sums."""
     made = {}
     for name, shares in recipe.items():
@@ -180,13 +180,7 @@ class _Breeding:
     """Makes children; what does not change from one to the next is computed once."""
 
     def __init__(
-        self,
-        base: Mapping[str, torch.Tensor],
-        generate: mge.Settings,
-        settings: Settings,
-        seed: int,
-        first: First | None,
-        layers: Layers,
+        self, base: State, generate: mge.Settings, settings: Settings, seed: int, first: First | None, layers: Layers
     ) -> None:
         self.base, self.settings, self.seed = base, settings, seed
         self.draw = {name: layers(base[name], generate) for name in frequency.weight_names(base)}
@@ -214,7 +208,7 @@ class _Breeding:
         recipe: Recipe = {name: {drawn[name]: 1.0} if name in drawn else {} for name in self.draw}
 
         def make() -> State:
-            return {**self.base, **{name: self.draw[name](one) for name, one in drawn.items()}}
+            return {n: draw(drawn[n]) if n in drawn else self.base[n] for n, draw in self.draw.items()}
 
         return _Child(recipe, "fresh", make)
 
@@ -222,7 +216,7 @@ class _Breeding:
         """A parent with the unimportant part of one layer drawn anew."""
         recipe = {**progress.survivors[parent].recipe, name: {seed: 1.0}}
         state = progress.states[parent]
-        return _Child(recipe, "mutation", lambda: {**self.base, **state, name: self.draw[name](seed)})
+        return _Child(recipe, "mutation", lambda: {**state, name: self.draw[name](seed)})
 
     def fusion(self, progress: _Progress, first: int, second: int, share: float) -> _Child:
         """The weighted average of two parents; `share` is that of the second."""
@@ -231,12 +225,20 @@ class _Breeding:
             share = _in_proportion(a.fitness, b.fitness)
         recipe = {name: _mixed(a.recipe[name], b.recipe[name], share) for name in self.draw}
         one, other = progress.states[first], progress.states[second]
+        # lerp leaves a weight on which both agree as it is, bit for bit
+        return _Child(recipe, "fusion", lambda: {n: torch.lerp(one[n], other[n], share) for n in self.draw})
 
-        def make() -> State:
-            # lerp leaves a weight on which both agree as it is, bit for bit
-            return {**self.base, **{name: torch.lerp(one[name], other[name], share) for name in self.draw}}
-
-        return _Child(recipe, "fusion", make)
+    def evaluated(self, children: Sequence[_Child], quality: Criterion, additional: Criterion) -> list[Individual]:
+        """Return the children with their fitness; criteria make each state when they come to it, one at a time."""
+        gamma, values = self.settings.gamma, []
+        for name, criterion, weight in (("quality", quality, 1.0), ("additional", additional, gamma)):
+            if weight == 0 or not children:
+                values.append([0.0] * len(children))
+                continue
+            states = ({**self.base, **child.make()} for child in children)
+            values.append(population.scores(name, criterion, states, len(children)))
+        parts = zip(children, *values, strict=True)
+        return [Individual(child.recipe, child.origin, q, a, q + gamma * a) for child, q, a in parts]
 
 
 def _in_proportion(first: float, second: float) -> float:
@@ -246,28 +248,7 @@ def _in_proportion(first: float, second: float) -> float:
 
 
 def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict[int, float]:
-    mixed = Counter({seed: (1 - share) * part for seed, part in a.items()})
-    mixed.update({seed: share * part for seed, part in b.items()})
-    return dict(mixed)
-
-
-def _evaluated(
-    children: Sequence[_Child], settings: Settings, quality: Criterion, additional: Criterion
-) -> list[Individual]:
-    """Return the children with their fitness; criteria make each state when they come to it, one at a time."""
-    values = []
-    for name, criterion, weight in (("quality", quality, 1.0), ("additional", additional, settings.gamma)):
-        if weight == 0 or not children:
-            values.append([0.0] * len(children))
-            continue
-        found = [float(one) for one in criterion(child.make() for child in children)]
-        if len(found) != len(children):
-            raise MgenbError(f"{name} gave {len(found)} values for {len(children)} individuals; right is one for each")
-        values.append(found)
-    return [
-        Individual(child.recipe, child.origin, q, a, q + settings.gamma * a)
-        for child, q, a in zip(children, *values, strict=True)
-    ]
+    return {seed: (1 - share) * a.get(seed, 0) + share * b.get(seed, 0) for seed in {**a, **b}}
 
 
 def _select(
@@ -280,16 +261,10 @@ def _select(
     if not chosen:
         raise MgenbError(f"generation {len(progress.rows)} is empty: none of {len(everyone)} has a finite fitness")
     old = len(progress.survivors)
-    states = [progress.states[i] if i < old else _layers(children[i - old]) for i in chosen]
+    states = [progress.states[i] if i < old else children[i - old].make() for i in chosen]
     survivors = [everyone[i] for i in chosen]
     row = _row(progress, found, survivors, newborn=sum(i >= old for i in chosen))
     return _Progress([*progress.rows, row], [*progress.best, survivors[0]], survivors, states)
-
-
-def _layers(child: _Child) -> State:
-    """Return the weight layers, all in which individuals differ."""
-    state = child.make()
-    return {name: state[name] for name in child.recipe}
 
 
 def _row(
@@ -313,29 +288,15 @@ def _row(
     }
 
 
-def _key(
-    base: Mapping[str, torch.Tensor], generate: mge.Settings, settings: Settings, seed: int, layers: Layers
-) -> str:
+def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, layers: Layers) -> str:
     """Return what a checkpoint must agree on; how many generations may differ."""
-    told = {
-        "version": VERSION,
-        "base": store.tensor_hash(base, base),
-        "generate": asdict(generate),
-        "evolve": {**asdict(settings), "generations": None},
-        "seed": seed,
-        "layers": getattr(layers, "__qualname__", repr(layers)),
-    }
-    return store.key_of(told)
-
-
-def _save(file: Path, key: str, progress: _Progress) -> None:
-    members = {name: [asdict(one) for one in getattr(progress, name)] for name in ("best", "survivors")}
-    store.save_progress(file, key, {**vars(progress), **members})
-
-
-def _load(file: Path | None, key: str, base: Mapping[str, torch.Tensor]) -> _Progress | None:
-    saved = store.load_progress(file, key, next(iter(base.values())).device) if file else None
-    if not saved:
-        return None
-    members = {name: [Individual(**one) for one in saved[name]] for name in ("best", "survivors")}
-    return _Progress(**{**saved, **members})
+    return store.key_of(
+        {
+            "version": VERSION,
+            "base": store.tensor_hash(base, base),
+            "generate": asdict(generate),
+            "evolve": {**asdict(settings), "generations": None},
+            "seed": seed,
+            "layers": getattr(layers, "__qualname__", repr(layers)),
+        }
+    )

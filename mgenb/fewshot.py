@@ -18,10 +18,9 @@ from torchvision.models import ViT_B_16_Weights, vit_b_16
 from mgenb import population, stats
 from mgenb.data import Split
 from mgenb.data.classes import ClassSplit
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, choose, demand
+from mgenb.population import State
 from mgenb.seeds import numpy_generator, torch_generator
-
-State = Mapping[str, torch.Tensor]
 
 DISTANCES = ("euclidean", "cosine")
 AT_ONCE = 64  # episodes that are classified together: what they gather fits a cache
@@ -48,9 +47,7 @@ class Episodes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("count", 1)):
-            if getattr(self, name) < least:
-                raise MgenbError(f"{name} is {getattr(self, name)}; right is a whole number of at least {least}")
+        demand(self, ways=2, shots=1, queries=1, count=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,12 +61,12 @@ def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Te
     return twiddle, norms
 
 
-def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | None:
-    """Return the order of `shuffled:K` (int64 [numel]), None for the other transforms."""
+def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | slice:
+    """Return in which order a transform other than `kernel` reads the elements; MgenbError for an unknown one."""
     kind, _, index = transform.partition(":")
     if kind != "shuffled" or not index.isdigit():
         choose("transform", transform, (*TRANSFORMS, "shuffled:0"))
-        return None
+        return slice(None)
     return torch.randperm(weight.numel(), generator=torch_generator(int(index), "order")).to(weight.device)
 
 
@@ -76,24 +76,18 @@ def to_coefficients(weight: torch.Tensor, transform: str) -> torch.Tensor:
     `shuffled:K` is `flat` after reading the elements in the K-th random order: the control for `flat`, whose
     order is arbitrary. Raises MgenbError for an unknown transform.
     """
-    order = _order(weight, transform)
-    if order is not None:
-        return dct(weight.reshape(-1)[order]).reshape(weight.shape)
-    if transform == "flat":
-        return dct(weight.reshape(-1)).reshape(weight.shape)
-    return dct(dct(weight).transpose(-1, -2)).transpose(-1, -2)
+    if transform == "kernel":
+        return dct(dct(weight).transpose(-1, -2)).transpose(-1, -2)
+    return dct(weight.reshape(-1)[_order(weight, transform)]).reshape(weight.shape)
 
 
 def to_weights(coefficients: torch.Tensor, transform: str) -> torch.Tensor:
     """Return the inverse of `to_coefficients`."""
-    order = _order(coefficients, transform)
-    if order is not None:
-        weight = torch.empty_like(coefficients).reshape(-1)
-        weight[order] = idct(coefficients.reshape(-1))
-        return weight.reshape(coefficients.shape)
-    if transform == "flat":
-        return idct(coefficients.reshape(-1)).reshape(coefficients.shape)
-    return idct(idct(coefficients.transpose(-1, -2)).transpose(-1, -2))
+    if transform == "kernel":
+        return idct(idct(coefficients.transpose(-1, -2)).transpose(-1, -2))
+    weight = torch.empty_like(coefficients).reshape(-1)
+    weight[_order(coefficients, transform)] = idct(coefficients.reshape(-1))
+    return weight.reshape(coefficients.shape)
 
 
 def change_coefficients(

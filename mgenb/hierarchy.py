@@ -41,15 +41,6 @@ def balanced(count: int) -> Tree:
     return level[0]
 
 
-def chain(count: int) -> Tree:
-    """Return the tree that merges the second model into the first, the third into the result, and so on."""
-    balanced(count)
-    tree: Tree = 0
-    for leaf in range(1, count):
-        tree = (tree, leaf)
-    return tree
-
-
 def leaves(tree: Tree) -> list[int]:
     """Return the numbers of the models in a tree, from left to right."""
     return [tree] if isinstance(tree, int) else [leaf for part in tree for leaf in leaves(part)]

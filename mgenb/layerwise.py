@@ -38,7 +38,7 @@ class LayerwiseResult:
 
 
 def search(
-    base: Mapping[str, torch.Tensor],
+    base: State,
     settings: Settings,
     seed: int,
     fitness: Fitness,
@@ -73,11 +73,7 @@ def search(
 
 
 def replay(
-    base: Mapping[str, torch.Tensor],
-    settings: Settings,
-    seed: int,
-    recipe: Mapping[str, int],
-    layers: Layers = layer_generator,
+    base: State, settings: Settings, seed: int, recipe: Mapping[str, int], layers: Layers = layer_generator
 ) -> State:
     """Return the state_dict that `search` ended with, from its recipe, without evaluating anything."""
     made = {name: layers(base[name], settings)(derive(seed, name, attempt)) for name, attempt in recipe.items()}

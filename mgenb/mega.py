@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mgenb import store
-from mgenb.errors import MgenbError, choose
-from mgenb.population import Criterion
+from mgenb import population, store
+from mgenb.errors import MgenbError, demand
+from mgenb.population import Criterion, State
 from mgenb.seeds import derive, numpy_generator
 
-State = dict[str, torch.Tensor]
 Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of floats alone
 
 VERSION = 1  # raise it when the same merge goes another way: a checkpoint goes on under its own version alone
@@ -64,18 +63,12 @@ class Settings:
     evaluate_last: bool = True
 
     def __post_init__(self) -> None:
-        choose("grain", self.grain, GRAINS)
-        choose("mutate", self.mutate, MUTATIONS)
-        choose("statistics", self.statistics, STATISTICS)
-        for name, least in (("size", 2), ("generations", 1), ("winners", 2), ("entrants", 1)):
-            if getattr(self, name) < least:
-                raise MgenbError(f"{name} is {getattr(self, name)}; right is a whole number of at least {least}")
+        demand(self, grain=GRAINS, mutate=MUTATIONS, statistics=STATISTICS, sigma=0.0)
+        demand(self, size=2, generations=1, winners=2, entrants=1)
         if self.entrants > self.size:
             raise MgenbError(f"entrants is {self.entrants}; right is at most the size of the population, {self.size}")
         if not 0 <= self.rate <= 1:
             raise MgenbError(f"rate is {self.rate}; right is a probability, 0 to 1")
-        if not 0 <= self.sigma < math.inf:
-            raise MgenbError(f"sigma is {self.sigma}; right is a number of at least 0")
 
     @property
     def evaluated(self) -> int:
@@ -127,8 +120,8 @@ class _Progress:
 
 
 def merge(
-    first: Mapping[str, torch.Tensor],
-    second: Mapping[str, torch.Tensor],
+    first: State,
+    second: State,
     settings: Settings,
     seed: int,
     fitness: Criterion,
@@ -150,20 +143,21 @@ def merge(
     check_match(first, second)
     if (settings.statistics == "recomputed") != (recompute is not None):
         raise MgenbError("statistics='recomputed' and the function `recompute` come together: give both or neither")
-    key = _key(first, second, settings, seed)
+    parents = [store.tensor_hash(one, one) for one in (first, second)]
+    key = store.key_of({"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents})
     breed = _Breeding(first, second, settings, seed)
-    progress = _load(checkpoint, key, first) or breed.start()
+    saved = store.load_progress(checkpoint, key, breed.device)
+    progress = _Progress(**saved) if saved else breed.start()
     for generation in range(len(progress.rows), settings.evaluated):
         progress = breed.generation(generation, progress, fitness, recompute)
-        if checkpoint is not None:
-            store.save_progress(checkpoint, key, vars(progress))
+        store.save_progress(checkpoint, key, vars(progress))
     state = breed.whole({name: tensor[0] for name, tensor in progress.best.items()})
     return Merged(
         recompute(state) if recompute else state, pd.DataFrame(progress.rows), pd.DataFrame(progress.individuals)
     )
 
 
-def check_match(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
+def check_match(first: State, second: State) -> None:
     """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes.
 
     Networks that normalise their images differently do not match either.
@@ -199,27 +193,23 @@ class Provenance:
         return "on the segment" if self.off_segment <= tolerance else "off the segment"
 
 
-def provenance(
-    state: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
-) -> Provenance:
+def provenance(state: State, first: State, second: State) -> Provenance:
     """Return the provenance coordinates of a network."""
     stacked = {name: state[name][None] for name in _learned(first)}
     return _provenances(stacked, first, second)[0]
 
 
-def _learned(state: Mapping[str, torch.Tensor]) -> list[str]:
+def _learned(state: State) -> list[str]:
     """Return the names of weights, biases and BatchNorm statistics; how images are scaled is not in the genome."""
     return [name for name, tensor in state.items() if tensor.is_floating_point() and not name.startswith(NORMALISE)]
 
 
-def layers(state: Mapping[str, torch.Tensor]) -> list[str]:
+def layers(state: State) -> list[str]:
     """Return the names of the layers that hold something learned, in order; a BatchNorm is a layer of its own."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in _learned(state)))
 
 
-def between(
-    first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], alpha: float | Mapping[str, float]
-) -> State:
+def between(first: State, second: State, alpha: float | Mapping[str, float]) -> State:
     """Return alpha * first + (1 - alpha) * second, alpha in [0, 1] for all layers or for each; exact at both ends.
 
     Counters, and how images are scaled, are the first network's.
@@ -233,9 +223,7 @@ def _is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var"))
 
 
-def _provenances(
-    stacked: Stacked, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
-) -> list[Provenance]:
+def _provenances(stacked: Stacked, first: State, second: State) -> list[Provenance]:
     """Return where each individual lies; sums in float64, tensor by tensor."""
     some = next(iter(stacked.values()))
     length, along, across = (torch.zeros(n, dtype=torch.float64, device=some.device) for n in (1, len(some), len(some)))
@@ -256,14 +244,12 @@ def _provenances(
 class _Breeding:
     """Makes and evaluates generations; what does not change from one to the next is held here."""
 
-    def __init__(
-        self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int
-    ) -> None:
+    def __init__(self, first: State, second: State, settings: Settings, seed: int) -> None:
         self.first, self.second, self.settings, self.seed = first, second, settings, seed
         self.names = _learned(first)
         self.device = first[self.names[0]].device
 
-    def whole(self, tensors: Mapping[str, torch.Tensor]) -> State:
+    def whole(self, tensors: State) -> State:
         """Return a state_dict; counters and other whole numbers are the first parent's."""
         return {**self.first, **tensors}
 
@@ -307,24 +293,20 @@ class _Breeding:
     ) -> _Progress:
         """Evaluate the population that waits, and make the next one, if there is to be one."""
         count = len(progress.ancestry)
-        states = ({name: progress.waiting[name][i] for name in self.names} for i in range(count))
-        found = [float(v) for v in fitness(recompute(self.whole(s)) if recompute else self.whole(s) for s in states)]
-        if len(found) != count:
-            raise MgenbError(f"fitness gave {len(found)} values for {count} individuals; right is one for each")
-        places = [asdict(one) for one in _provenances(progress.waiting, self.first, self.second)]
-        numbered = zip(progress.ancestry, found, places, strict=True)
-        before = len(progress.individuals)
-        told = enumerate(numbered, start=before)
-        new = [{"id": k, "generation": generation, **a, "fitness": f, **p} for k, (a, f, p) in told]
-        everyone = new if not progress.best_row else [progress.best_row, *new]
-        ranked = sorted(range(len(everyone)), key=lambda i: -_finite(everyone[i]["fitness"]))
-        best = everyone[ranked[0]]
+        states = (self.whole({name: progress.waiting[name][i] for name in self.names}) for i in range(count))
+        found = population.scores("fitness", fitness, map(recompute, states) if recompute else states, count)
+        places = _provenances(progress.waiting, self.first, self.second)
+        told = enumerate(zip(progress.ancestry, found, places, strict=True), start=len(progress.individuals))
+        new = [{"id": k, "generation": generation, **a, "fitness": f, **asdict(p)} for k, (a, f, p) in told]
+        everyone = [progress.best_row, *new] if progress.best_row else new
+        fittest = max(range(len(everyone)), key=lambda i: _finite(everyone[i]["fitness"]))  # the first of equals
+        best = everyone[fittest]
         if not math.isfinite(best["fitness"]):
             raise MgenbError(f"none of the {count} individuals of the first generation has a finite fitness")
         pool = progress.waiting
         if progress.best:
             pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
-        elite = {name: pool[name][ranked[0], None].clone() for name in self.names}  # a view would hold everyone
+        elite = {name: pool[name][fittest, None].clone() for name in self.names}  # a view would hold everyone
         row = self.row(generation, progress, new, best)
         last = generation == self.settings.evaluated - 1
         waiting, ancestry = ({}, []) if last else self.children(generation, pool, everyone)
@@ -391,13 +373,3 @@ class _Breeding:
 
 def _finite(fitness: float) -> float:
     return fitness if math.isfinite(fitness) else -math.inf
-
-
-def _key(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> str:
-    parents = [store.tensor_hash(one, one) for one in (first, second)]
-    return store.key_of({"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents})
-
-
-def _load(file: Path | None, key: str, first: Mapping[str, torch.Tensor]) -> _Progress | None:
-    saved = store.load_progress(file, key, next(iter(first.values())).device) if file else None
-    return _Progress(**saved) if saved else None

@@ -5,7 +5,7 @@ What the paper leaves open is an option of `Settings`.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,9 @@ from functools import partial
 import torch
 
 from mgenb import frequency
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, choose, demand
+from mgenb.population import State
 from mgenb.seeds import derive, torch_generator
-
-State = dict[str, torch.Tensor]
 
 NOISES = ("truncated", "literal", "gaussian")
 SCALES = ("absolute", "relative")
@@ -48,13 +47,8 @@ class Settings:
     band: str = "mid"
 
     def __post_init__(self) -> None:
-        choose("selection", self.selection, frequency.SELECTIONS)
-        choose("noise", self.noise, NOISES)
-        choose("domain", self.domain, frequency.DOMAINS)
-        choose("scale", self.scale, SCALES)
-        choose("band", self.band, frequency.BANDS)
-        if not 0 <= self.z < float("inf"):
-            raise MgenbError(f"z is {self.z}; right is a number of at least 0 (the paper: up to 0.2)")
+        demand(self, selection=frequency.SELECTIONS, domain=frequency.DOMAINS, band=frequency.BANDS)
+        demand(self, noise=NOISES, scale=SCALES, z=0.0)
         if not 0 <= self.t <= 1:
             raise MgenbError(f"the energy share t is {self.t}; right is a number from 0 to 1")
 
@@ -147,11 +141,7 @@ def layer_generator(weight: torch.Tensor, settings: Settings) -> Callable[[int],
 def layer_noise(weight: torch.Tensor, settings: Settings) -> Callable[[int], torch.Tensor]:
     """Return seed -> the layer plus Gaussian noise of the norm of what `layer_generator` changes: the control."""
     generated = layer_generator(weight, settings)
-
-    def noisy(seed: int) -> torch.Tensor:
-        return _noise(weight, generated(seed), torch_generator(seed, "noise"))
-
-    return noisy
+    return lambda seed: _noise(weight, generated(seed), torch_generator(seed, "noise"))
 
 
 def _noise(weight: torch.Tensor, changed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -159,20 +149,16 @@ def _noise(weight: torch.Tensor, changed: torch.Tensor, generator: torch.Generat
     return weight + noise * (changed - weight).norm() / noise.norm()
 
 
-def generator(base: Mapping[str, torch.Tensor], settings: Settings) -> Callable[[int], State]:
+def generator(base: State, settings: Settings) -> Callable[[int], State]:
     """Return seed -> a generated state_dict: every weight layer redrawn at once; biases and BatchNorm as in `base`.
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
     """
     layers = {name: layer_generator(base[name], settings) for name in frequency.weight_names(base)}
-
-    def generated(seed: int) -> State:
-        return {**base, **{name: layer(derive(seed, name)) for name, layer in layers.items()}}
-
-    return generated
+    return lambda seed: {**base, **{name: layer(derive(seed, name)) for name, layer in layers.items()}}
 
 
-def generate(base: Mapping[str, torch.Tensor], settings: Settings, seed: int) -> State:
+def generate(base: State, settings: Settings, seed: int) -> State:
     """Return one generated state_dict: `generator(base, settings)(seed)`."""
     return generator(base, settings)(seed)
 
@@ -191,9 +177,7 @@ def fewest_right(base_right: int, total: int, eps: float = 0.05) -> int:
     return bisect_left(range(total + 1), True, key=lambda right: accepts(right / total, base_right / total, eps))
 
 
-def candidates(
-    base: Mapping[str, torch.Tensor], settings: Settings, seed: int, count: int
-) -> Iterator[tuple[int, State]]:
+def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterator[tuple[int, State]]:
     """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers.
 
     On a GPU they are made a stack at a time (see `stacks`), but for selections that are drawn themselves.
@@ -208,7 +192,7 @@ def candidates(
     yield from ((one, generated(one)) for one in drawn)
 
 
-def stacks(base: Mapping[str, torch.Tensor], settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
+def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
     """Yield the weight layers of `generator(base, settings)(seed)` for many seeds, stacked: [models, *shape] each.
 
     One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
@@ -231,9 +215,7 @@ def stacks(base: Mapping[str, torch.Tensor], settings: Settings, seeds: Sequence
 Ahead = list[tuple[str, torch.Tensor, list[Future[torch.Tensor]]]]
 
 
-def _draw_ahead(
-    threads: ThreadPoolExecutor, weights: Mapping[str, torch.Tensor], settings: Settings, seeds: Sequence[int]
-) -> Ahead:
+def _draw_ahead(threads: ThreadPoolExecutor, weights: State, settings: Settings, seeds: Sequence[int]) -> Ahead:
     """Start drawing the random numbers of a stack: name, where they will be, and what fills it."""
     ahead: Ahead = []
     for name, weight in weights.items() if seeds else ():
@@ -256,7 +238,7 @@ def _stack_redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch
     return lambda values: each(values.to(weight.device, non_blocking=True))
 
 
-def unstacked(stack: Mapping[str, torch.Tensor]) -> Iterator[State]:
+def unstacked(stack: State) -> Iterator[State]:
     """Yield the models of a stack one by one: views of its tensors [models, *shape]."""
     for layers in zip(*stack.values(), strict=True):
         yield dict(zip(stack, layers, strict=True))
@@ -267,7 +249,7 @@ def candidate_seed(seed: int, index: int) -> int:
     return derive(seed, "candidate", index)
 
 
-def noise_of_same_norm(base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor], seed: int) -> State:
+def noise_of_same_norm(base: State, changed: State, seed: int) -> State:
     """Return `base` plus Gaussian noise whose norm in each weight layer is that of `changed - base`: the control."""
     return frequency.change_layers(
         base, lambda name, weight: _noise(weight, changed[name], torch_generator(seed, "noise", name))

@@ -94,12 +94,7 @@ class Count:
 
 
 def count(
-    net: nn.Module,
-    split: Split,
-    states: Iterable[State],
-    *,
-    fewest: int | None = None,
-    precision: str = "float32",
+    net: nn.Module, split: Split, states: Iterable[State], *, fewest: int | None = None, precision: str = "float32"
 ) -> list[Count]:
     """Return how many images each state_dict of a population has right, in the order given.
 
@@ -134,6 +129,14 @@ def accuracy_on(net: nn.Module, split: Split, precision: str = "float32") -> Cri
     refuse_test(split)
     counted = counter(net, split, precision)
     return lambda states: [one.right / one.total for one in counted(states, None)]
+
+
+def scores(name: str, criterion: Criterion, states: Iterable[State], count: int) -> list[float]:
+    """Return what a criterion gives `count` state_dicts; MgenbError, by the criterion's name, for another number."""
+    found = [float(value) for value in criterion(states)]
+    if len(found) != count:
+        raise MgenbError(f"{name} gave {len(found)} values for {count} individuals; right is one for each")
+    return found
 
 
 def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.Tensor:
@@ -308,9 +311,17 @@ def _tensors(net: nn.Module, state: State | None) -> dict[str, torch.Tensor]:
     own = net.state_dict()
     if state is None:
         return _quick(own)
-    for name, tensor in own.items():
+    check_fits(state, {name: tensor.shape for name, tensor in own.items()})
+    return _quick({name: state[name].to(tensor.device) for name, tensor in own.items()})
+
+
+def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise MgenbError that names the tensor of a network, of these `shapes`, that a state_dict lacks or has otherwise.
+
+    It may have more than that.
+    """
+    for name, shape in shapes.items():
         if name not in state:
             raise MgenbError(f"the state_dict lacks {name!r}, which the network has")
-        if state[name].shape != tensor.shape:
-            raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {tuple(tensor.shape)}")
-    return _quick({name: state[name].to(tensor.device) for name, tensor in own.items()})
+        if tuple(state[name].shape) != tuple(shape):
+            raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {tuple(shape)}")

@@ -49,21 +49,14 @@ class Estimate:
         """Return the estimate in another unit of measurement, e.g. times(100) for percent; factor > 0."""
         if factor <= 0:
             raise MgenbError(f"factor {factor!r} must be above 0")
-
-        def bounds(level: float) -> Interval:
-            low, high = self.bounds(level)
-            return factor * low, factor * high
-
-        return replace(self, estimate=factor * self.estimate, bounds=bounds)
+        return self._changed(factor * self.estimate, lambda low, high: (factor * low, factor * high))
 
     def magnitude(self) -> "Estimate":
         """Return the estimate of the absolute value."""
+        return self._changed(abs(self.estimate), lambda low, high: (max(low, -high, 0.0), max(-low, high)))
 
-        def bounds(level: float) -> Interval:
-            low, high = self.bounds(level)
-            return max(low, -high, 0.0), max(-low, high)
-
-        return replace(self, estimate=abs(self.estimate), bounds=bounds)
+    def _changed(self, estimate: float, ends: Callable[[float, float], Interval]) -> "Estimate":
+        return replace(self, estimate=estimate, bounds=lambda level: ends(*self.bounds(level)))
 
 
 def exact(value: float, unit: str = "networks") -> Estimate:
@@ -225,7 +218,7 @@ def ks_distance(a: ArrayLike, b: ArrayLike) -> float:
     x, y = np.sort(_numbers("a", a)), np.sort(_numbers("b", b))
     both = np.concatenate([x, y])
     below = [np.searchsorted(side, both, side="right") / side.size for side in (x, y)]
-    return float(np.abs(below[0] - below[1]).max())
+    return float(np.abs(below[0] - below[1]).max())  # scipy's ks_2samp is 3 to 100 times slower
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:

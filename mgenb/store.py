@@ -75,17 +75,21 @@ def unfinished(name: str, told: Mapping[str, Any]) -> Path:
     return cache_dir() / "unfinished" / f"{name}-{key_of(told)}"
 
 
-def save_progress(path: Path, key: str, fields: Mapping[str, Any]) -> None:
-    """Write how far a computation has come (tensors and plain values) for `load_progress`; `key` says which it is."""
-    write_atomic(path, partial(torch.save, {"key": key, "fields": dict(fields)}))
+def save_progress(path: Path | None, key: str, fields: Mapping[str, Any]) -> None:
+    """Write how far a computation has come (tensors and plain values) for `load_progress`; `key` says which it is.
+
+    Without a path nothing is written.
+    """
+    if path is not None:
+        write_atomic(path, partial(torch.save, {"key": key, "fields": dict(fields)}))
 
 
-def load_progress(path: Path, key: str, device: torch.device) -> dict[str, Any] | None:
-    """Return the fields that `save_progress` wrote, tensors on `device`; None where there is no file.
+def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str, Any] | None:
+    """Return the fields that `save_progress` wrote, tensors on `device`; None without a file.
 
     Raises MgenbError for a damaged file, and for one that was written under another key.
     """
-    if not path.exists():
+    if path is None or not path.exists():
         return None
     try:
         saved = torch.load(path, map_location=device, weights_only=True)

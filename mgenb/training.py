@@ -2,9 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from mgenb import nets, seeds, store
 from mgenb.data import Dataset, Split
 from mgenb.errors import MgenbError, choose
-from mgenb.steps import PRECISIONS, Step, side_by_side
+from mgenb.steps import PRECISIONS, Step
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,12 @@ def fit_epoch(step: Step, recipe: Recipe, seed: int, span: tuple[float, float] =
     step.net.train()
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for index, rate in _batches(step, recipe, span):
-            step(index, rate)
+        order = torch.randperm(len(step.train)).to(step.device)
+        batches = order.split(recipe.batch)
+        for number, index in enumerate(batches):
+            if len(index) > 1 or len(order) == 1:  # BatchNorm cannot train on a single image
+                step(index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches)))
     return step.take_loss() / len(step.train)
-
-
-def _batches(step: Step, recipe: Recipe, span: tuple[float, float]) -> Iterator[tuple[torch.Tensor, float]]:
-    """Yield the images of each step of an epoch, in an order from the global generator, and the learning rate."""
-    order = torch.randperm(len(step.train)).to(step.device)
-    batches = order.split(recipe.batch)
-    for number, index in enumerate(batches):
-        if len(index) == 1 and len(order) > 1:
-            continue  # BatchNorm cannot train on a single image
-        yield index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches))
 
 
 def _step(net: nn.Module, train: Split, recipe: Recipe, saved: dict[str, Any] | None = None) -> Step:
@@ -126,55 +118,25 @@ def fit(
     """Train `net` in place for `epochs` and return each epoch's mean loss.
 
     With `checkpoint`, the state is written there after every epoch and a later call resumes from it: the
-    weights end the same as without the interruption. Raises MgenbError when the loss is no longer finite.
+    weights end the same as without the interruption. Raises MgenbError when the loss is no longer finite, and for a
+    checkpoint that is damaged or another training's.
     """
-    losses: list[float] = []
-    saved = None
-    if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=train.images.device, weights_only=True)
+    key = store.key_of({"recipe": asdict(recipe), "seed": seed})
+    saved = store.load_progress(checkpoint, key, train.images.device)
+    if saved:
         net.load_state_dict(saved["net"])
-        losses = saved["losses"]
+    losses: list[float] = saved["losses"] if saved else []
     step = _step(net, train, recipe, saved and saved["optimiser"])
     for epoch in range(len(losses), epochs):
-        losses.append(fit_epoch(step, recipe, seeds.derive(seed, "epoch", epoch), _span(epoch, epochs)))
+        span = epoch / epochs, (epoch + 1) / epochs
+        losses.append(fit_epoch(step, recipe, seeds.derive(seed, "epoch", epoch), span))
         if not torch.isfinite(torch.tensor(losses[-1])):
             raise MgenbError(f"training diverged in epoch {epoch + 1}: loss {losses[-1]}; try a smaller rate")
-        if checkpoint is not None:
-            saved = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
-            store.write_atomic(checkpoint, partial(torch.save, saved))
+        now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
+        store.save_progress(checkpoint, key, now)
         if progress is not None:
             progress(epoch + 1, losses[-1])
     net.to(memory_format=torch.contiguous_format)
-    return losses
-
-
-def _span(epoch: int, epochs: int) -> tuple[float, float]:
-    return epoch / epochs, (epoch + 1) / epochs
-
-
-def fit_side_by_side(
-    nets_by_seed: Mapping[int, nn.Module], train: Split, recipe: Recipe, *, epochs: int
-) -> dict[int, list[float]]:
-    """Train several small networks in place at once on a GPU, each as `fit` would with its seed; return their losses.
-
-    Networks with dropout are refused (MgenbError): its draws would come in another order.
-    """
-    if any(isinstance(module, nn.Dropout) and module.p for net in nets_by_seed.values() for module in net.modules()):
-        raise MgenbError("networks with dropout are trained one after the other: use fit")
-    steps = {seed: _step(net, train, recipe) for seed, net in nets_by_seed.items()}
-    losses: dict[int, list[float]] = {seed: [] for seed in steps}
-    for epoch in range(epochs):
-        orders = []
-        for seed, step in steps.items():
-            step.net.train()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.derive(seed, "epoch", epoch))
-                orders.append(list(_batches(step, recipe, _span(epoch, epochs))))
-        side_by_side(list(steps.values()), orders)
-        for seed, step in steps.items():
-            losses[seed].append(step.take_loss() / len(train))
-    for net in nets_by_seed.values():
-        net.to(memory_format=torch.contiguous_format)
     return losses
 
 
@@ -242,11 +204,7 @@ def trained(
                 checkpoint=checkpoint,
                 progress=show,
             )
-        trained_with = {
-            "losses": losses,
-            "torch": torch.__version__,
-            "device": dataset.train.images.device.type,
-        }
+        trained_with = {"losses": losses, "torch": torch.__version__, "device": dataset.train.images.device.type}
         store.save_weights(path, net.state_dict(), {**settings, **trained_with})
         checkpoint.unlink(missing_ok=True)
     return net.eval()

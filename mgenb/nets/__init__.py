@@ -12,47 +12,24 @@ from mgenb.nets.alexnet import alexnet
 from mgenb.nets.conv4 import conv4
 from mgenb.nets.googlenet import googlenet
 from mgenb.nets.lenet import lenet
-from mgenb.nets.mega import (
-    densenet121,
-    densenet169,
-    resnet8,
-    resnet14,
-    resnet20,
-    resnet56,
-    resnet110,
-    resnet152,
-    resnet152_author,
-    xception,
-)
+from mgenb.nets.mega import MEGA
 from mgenb.nets.mobilenet import mobilenet_v2
 from mgenb.nets.resnet import resnet18
-from mgenb.nets.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
+from mgenb.nets.vgg import VGG
 from mgenb.nets.vit import vit
 
 SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
 
-ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {  # (channels, classes) -> network
     "lenet": lenet,
     "alexnet": alexnet,
-    "vgg11": vgg11,
-    "vgg11_bn": vgg11_bn,
-    "vgg16": vgg16,
-    "vgg16_bn": vgg16_bn,
+    **VGG,
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
     "googlenet": googlenet,
     "conv4": conv4,
     "vit": vit,
-    "resnet8": resnet8,
-    "resnet14": resnet14,
-    "resnet20": resnet20,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "resnet152": resnet152,
-    "resnet152_author": resnet152_author,
-    "xception": xception,
-    "densenet121": densenet121,
-    "densenet169": densenet169,
+    **MEGA,
 }
 # part of the key of each trained network: raise one, as in `| {"lenet": 2}`, when `build` gives other weights or logits
 VERSIONS = dict.fromkeys(ARCHITECTURES, 1)
@@ -85,12 +62,7 @@ class Tracer(fx.Tracer):
 
 
 def build(
-    arch: str,
-    channels: int,
-    size: int,
-    classes: int,
-    mean: torch.Tensor | None = None,
-    std: torch.Tensor | None = None,
+    arch: str, channels: int, size: int, classes: int, mean: torch.Tensor | None = None, std: torch.Tensor | None = None
 ) -> nn.Sequential:
     """Return `Sequential(normalise, net)`: images [n, channels, size, size] to logits [n, classes].
 

@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from mgenb.nets.vgg import draw_he
+
 
 def alexnet(channels: int, classes: int) -> nn.Module:
     """Return AlexNet (Krizhevsky et al. 2012) with the widths of its 2014 one-tower version and one linear layer."""
@@ -26,10 +28,6 @@ def alexnet(channels: int, classes: int) -> nn.Module:
             fc=nn.Linear(256, classes),
         )
     )
-    for module in net:
-        if isinstance(module, nn.Conv2d):
-            # fan_out, as in VGG, leaves little of the signal after a stem of stride 4: SGD then hardly starts
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    # fan_out, as in VGG, leaves little of the signal after a stem of stride 4: SGD then hardly starts
+    draw_he(net, "fan_in")
     return net

@@ -11,6 +11,8 @@ the first one and Keras after the last one; PyTorch's Adam has eps 1e-8, Keras's
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -77,41 +79,6 @@ def _resnet(blocks: tuple[int, int, int], channels: int, classes: int) -> nn.Mod
     return _as_keras(nn.Sequential(parts | head))
 
 
-def resnet8(channels: int, classes: int) -> nn.Module:
-    """Return the smallest of the family, for tests and quick profiles: 79,050 parameters and statistics."""
-    return _resnet((1, 1, 1), channels, classes)
-
-
-def resnet14(channels: int, classes: int) -> nn.Module:
-    """Return two blocks a stage: 176,938 parameters and statistics."""
-    return _resnet((2, 2, 2), channels, classes)
-
-
-def resnet20(channels: int, classes: int) -> nn.Module:
-    """Return three blocks a stage: 274,826 parameters and statistics."""
-    return _resnet((3, 3, 3), channels, classes)
-
-
-def resnet56(channels: int, classes: int) -> nn.Module:
-    """Return nine blocks a stage: 862,154 parameters and statistics (the paper: 0.86M)."""
-    return _resnet((9, 9, 9), channels, classes)
-
-
-def resnet110(channels: int, classes: int) -> nn.Module:
-    """Return 18 blocks a stage: 1,743,146 parameters and statistics (the paper: 1.78M)."""
-    return _resnet((18, 18, 18), channels, classes)
-
-
-def resnet152(channels: int, classes: int) -> nn.Module:
-    """Return 25 blocks a stage, the true depth 152: 2,428,362 parameters and statistics. Not ImageNet's ResNet-152."""
-    return _resnet((25, 25, 25), channels, classes)
-
-
-def resnet152_author(channels: int, classes: int) -> nn.Module:
-    """Return what the author's code calls ResNet-152: 18 + 37 + 37 blocks, depth 186, 3,512,426 (the paper: 3.51M)."""
-    return _resnet((18, 37, 37), channels, classes)
-
-
 def _separable(before: int, width: int) -> list[nn.Module]:
     """Return a depthwise and a pointwise convolution, with BatchNorm after both alone."""
     depthwise = nn.Conv2d(before, before, 3, padding=1, groups=before, bias=False)
@@ -131,8 +98,8 @@ def _xception_block(widths: tuple[int, ...], relu_first: bool = True, shrink: bo
     return Residual(nn.Sequential(*layers), nn.Sequential(projection, nn.BatchNorm2d(widths[-1])))
 
 
-def xception(channels: int, classes: int) -> nn.Module:
-    """Return Xception (Chollet 2017, Fig. 5) and a hidden layer of 1024: 22,969,906 (the paper: 22.96M).
+def _xception(channels: int, classes: int) -> nn.Module:
+    """Return Xception (Chollet 2017, Fig. 5) and a hidden layer of 1024.
 
     The author leaves ImageNet's strides for 32 x 32 images, so the maps are 15, 13, 7, 4, 2 and 1 pixels wide.
     """
@@ -168,11 +135,16 @@ def _densenet(blocks: tuple[int, int, int, int], channels: int, classes: int) ->
     return _as_keras(net, DENSENET_EPS)
 
 
-def densenet121(channels: int, classes: int) -> nn.Module:
-    """Return DenseNet-121: 7,047,754 parameters and statistics (the paper: 7.04M)."""
-    return _densenet((6, 12, 24, 16), channels, classes)
-
-
-def densenet169(channels: int, classes: int) -> nn.Module:
-    """Return DenseNet-169: 12,659,530 parameters and statistics (the paper: 12.65M)."""
-    return _densenet((6, 12, 32, 32), channels, classes)
+# with parameters and statistics, counted for three channels and ten classes, and the paper's numbers
+MEGA: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet8": partial(_resnet, (1, 1, 1)),  # 79,050; the smallest of the family, for tests and quick profiles
+    "resnet14": partial(_resnet, (2, 2, 2)),  # 176,938
+    "resnet20": partial(_resnet, (3, 3, 3)),  # 274,826
+    "resnet56": partial(_resnet, (9, 9, 9)),  # 862,154 (0.86M)
+    "resnet110": partial(_resnet, (18, 18, 18)),  # 1,743,146 (1.78M)
+    "resnet152": partial(_resnet, (25, 25, 25)),  # 2,428,362; the true depth 152, not ImageNet's ResNet-152
+    "resnet152_author": partial(_resnet, (18, 37, 37)),  # 3,512,426 (3.51M); what his code calls so, of depth 186
+    "xception": _xception,  # 22,969,906 (22.96M)
+    "densenet121": partial(_densenet, (6, 12, 24, 16)),  # 7,047,754 (7.04M)
+    "densenet169": partial(_densenet, (6, 12, 32, 32)),  # 12,659,530 (12.65M)
+}

@@ -31,7 +31,7 @@ def test_a_killed_training_resumes_to_the_same_weights(small, tmp_path, monkeypa
         process.kill()
     assert process.wait() == -signal.SIGKILL
     (checkpoint,) = cache.rglob("*.checkpoint")
-    done = len(torch.load(checkpoint, weights_only=True)["losses"])
+    done = len(torch.load(checkpoint, weights_only=True)["fields"]["losses"])
     assert 0 < done < EPOCHS
     assert list(cache.rglob("*.safetensors")) == []
 

@@ -83,15 +83,6 @@ def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path)
     assert resumed == pytest.approx(losses, rel=1e-3)
 
 
-def test_networks_side_by_side_are_trained_as_alone(digits, images):
-    recipe = training.RECIPES["mge-adam"]
-    together = {seed: drawn("lenet", digits, seed) for seed in range(4)}
-    alone = copy.deepcopy(together)
-    losses = training.fit_side_by_side(together, images, recipe, epochs=3)
-    for seed, net in alone.items():
-        assert training.fit(net, images, recipe, epochs=3, seed=seed) == pytest.approx(losses[seed], rel=1e-3)
-
-
 def test_bfloat16_trains_as_well_and_leaves_float32(digits):
     there = digits.to("cuda")
     ends = []

@@ -79,8 +79,9 @@ def all_from_the_mother(self, count, *names):
 mega._Breeding.shares = all_from_the_mother
 """,
     "13_mega_hierarchy": """
+from functools import reduce
 from mgenb import hierarchy
-chain = hierarchy.chain(8)
+chain = reduce(lambda tree, leaf: (tree, leaf), range(8))
 hierarchy.balanced = lambda count: chain
 """,
     "14_scoreboard": """

@@ -323,13 +323,6 @@ def test_right_under_an_attack_on_itself_and_on_another(lenet, small):
     assert attacks.right_under(lenet, split, other, FGSM(0.0)).equal(population.correct(lenet, split, other))
 
 
-def test_the_two_readings_of_the_papers_eps():
-    assert attacks.read_eps(2.0, "eps") == 2.0
-    assert attacks.read_eps(2.0, "eps/255") == 2 / 255
-    with pytest.raises(MgenbError, match="unknown reading of eps 'eps/256'; did you mean 'eps/255'"):
-        attacks.read_eps(1.0, "eps/256")
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

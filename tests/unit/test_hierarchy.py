@@ -44,10 +44,6 @@ def test_odd_numbers_wait_for_the_next_level(count, name):
     assert len(nodes) == 2 * count - 1
 
 
-def test_a_chain_merges_one_after_the_other():
-    assert hierarchy.chain(4) == (((0, 1), 2), 3)
-
-
 @given(trees)
 def test_any_tree_merges_each_model_once_and_children_first(shape):
     tree, count = numbered(shape)
@@ -69,8 +65,7 @@ def test_a_tree_that_does_not_fit_is_refused(tree):
 
 
 def test_one_model_and_an_ensemble_are_refused():
-    for make in (hierarchy.balanced, hierarchy.chain):
-        with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
-            make(1)
+    with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
+        hierarchy.balanced(1)
     with pytest.raises(MgenbError, match="node 0-1 became an ensemble of 2"):
         hierarchy.merge_tree((0, 1), states(2), lambda a, b, name: Found((a, b), 0.5, 1))
