@@ -1,8 +1,9 @@
 """Train networks once: recipes by name, checkpoints every epoch, and a cache that two processes can share."""
 
 import hashlib
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mgenb import nets, seeds, store
+from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.errors import MgenbError, choose
-from mgenb.steps import PRECISIONS, Step
+from mgenb.seeds import derive
+from mgenb.steps import PRECISIONS, Step, side_by_side
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ RECIPES = {
 }
 RECIPES |= {f"{name}-bf16": replace(recipe, precision="bfloat16") for name, recipe in RECIPES.items()}
 
+SMALL = 1_000_000  # parameters of a network that leaves most of a GPU idle
 Progress = Callable[[int, float], None]
 
 
@@ -79,12 +82,18 @@ def fit_epoch(step: Step, recipe: Recipe, seed: int, span: tuple[float, float] =
     step.net.train()
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        order = torch.randperm(len(step.train)).to(step.device)
-        batches = order.split(recipe.batch)
-        for number, index in enumerate(batches):
-            if len(index) > 1 or len(order) == 1:  # BatchNorm cannot train on a single image
-                step(index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches)))
+        for index, rate in _batches(step, recipe, span):
+            step(index, rate)
     return step.take_loss() / len(step.train)
+
+
+def _batches(step: Step, recipe: Recipe, span: tuple[float, float]) -> Iterator[tuple[torch.Tensor, float]]:
+    """Yield the images of each step of an epoch, in an order from the global generator, and the learning rate."""
+    order = torch.randperm(len(step.train)).to(step.device)
+    batches = order.split(recipe.batch)
+    for number, index in enumerate(batches):
+        if len(index) > 1 or len(order) == 1:  # BatchNorm cannot train on a single image
+            yield index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches))
 
 
 def _step(net: nn.Module, train: Split, recipe: Recipe, saved: dict[str, Any] | None = None) -> Step:
@@ -128,10 +137,8 @@ def fit(
     losses: list[float] = saved["losses"] if saved else []
     step = _step(net, train, recipe, saved and saved["optimiser"])
     for epoch in range(len(losses), epochs):
-        span = epoch / epochs, (epoch + 1) / epochs
-        losses.append(fit_epoch(step, recipe, seeds.derive(seed, "epoch", epoch), span))
-        if not torch.isfinite(torch.tensor(losses[-1])):
-            raise MgenbError(f"training diverged in epoch {epoch + 1}: loss {losses[-1]}; try a smaller rate")
+        losses.append(fit_epoch(step, recipe, derive(seed, "epoch", epoch), _span(epoch, epochs)))
+        _refuse_diverged(losses)
         now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
         store.save_progress(checkpoint, key, now)
         if progress is not None:
@@ -140,12 +147,49 @@ def fit(
     return losses
 
 
+def _span(epoch: int, epochs: int) -> tuple[float, float]:
+    return epoch / epochs, (epoch + 1) / epochs
+
+
+def fit_side_by_side(
+    nets_by_seed: Mapping[int, nn.Module], train: Split, recipe: Recipe, *, epochs: int
+) -> dict[int, list[float]]:
+    """Train several small networks in place at once on a GPU, each as `fit` would with its seed; return their losses.
+
+    Networks with dropout are refused (MgenbError): its draws would come in another order. So are losses that are no
+    longer finite.
+    """
+    if any(isinstance(module, nn.Dropout) and module.p for net in nets_by_seed.values() for module in net.modules()):
+        raise MgenbError("networks with dropout are trained one after the other: use fit")
+    steps = {seed: _step(net, train, recipe) for seed, net in nets_by_seed.items()}
+    losses: dict[int, list[float]] = {seed: [] for seed in steps}
+    for epoch in range(epochs):
+        orders = []
+        for seed, step in steps.items():
+            step.net.train()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "epoch", epoch))
+                orders.append(list(_batches(step, recipe, _span(epoch, epochs))))
+        side_by_side(list(steps.values()), orders)
+        for seed, step in steps.items():
+            losses[seed].append(step.take_loss() / len(train))
+            _refuse_diverged(losses[seed])
+    for net in nets_by_seed.values():
+        net.to(memory_format=torch.contiguous_format)
+    return losses
+
+
+def _refuse_diverged(losses: Sequence[float]) -> None:
+    if not math.isfinite(losses[-1]):
+        raise MgenbError(f"training diverged in epoch {len(losses)}: loss {losses[-1]}; try a smaller rate")
+
+
 def fresh(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     """Return an untrained network for `dataset`, its weights drawn from `seed`, on the dataset's device."""
     pixels = dataset.train.images.float() / 255
     std, mean = torch.std_mean(pixels, (0, 2, 3))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "init", arch))
+        torch.manual_seed(derive(seed, "init", arch))
         net = nets.build(
             arch, dataset.channels, dataset.size, dataset.num_classes, mean.cpu(), std.clamp(min=1e-3).cpu()
         )
@@ -177,13 +221,10 @@ def trained(
     The cache is keyed by architecture and recipe with their versions, data, epochs and seed. Progress and
     whether the cache was hit go to stderr. A second process that wants the same network waits for the first.
     """
-    if epochs < 1:
-        raise MgenbError(f"epochs is {epochs}; right is at least 1")
-    settings = _settings(arch, dataset, recipe, epochs, seed)
-    path = store.cache_dir() / "models" / f"{arch}-{dataset.name}-{store.key_of(settings)}.safetensors"
+    path, settings = _cached(arch, dataset, recipe, epochs, seed)
     net = fresh(arch, dataset, seed)
     with store.lock(path):
-        if path.exists() and path.with_suffix(".json").exists():
+        if _is_there(path):
             net.load_state_dict(store.load_weights(path)[0])
             if not quiet:
                 print(f"{arch} on {dataset.name}, seed {seed}: from the cache", file=sys.stderr)
@@ -200,11 +241,45 @@ def trained(
                 dataset.train,
                 RECIPES[recipe],
                 epochs=epochs,
-                seed=seeds.derive(seed, "fit", arch),
+                seed=derive(seed, "fit", arch),
                 checkpoint=checkpoint,
                 progress=show,
             )
-        trained_with = {"losses": losses, "torch": torch.__version__, "device": dataset.train.images.device.type}
-        store.save_weights(path, net.state_dict(), {**settings, **trained_with})
+        _keep(path, net, settings, losses)
         checkpoint.unlink(missing_ok=True)
     return net.eval()
+
+
+def trained_all(
+    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int]
+) -> list[nn.Module]:
+    """Return `trained` for each of the seeds; on a GPU, small networks that are not in the cache train side by side."""
+    files = {seed: _cached(arch, dataset, recipe, epochs, seed) for seed in seeds}
+    missing = {seed: fresh(arch, dataset, seed) for seed, (path, _) in files.items() if not _is_there(path)}
+    small = all(nets.count_parameters(net) <= SMALL for net in missing.values())
+    if dataset.train.images.is_cuda and len(missing) > 1 and small:
+        by_seed = {derive(seed, "fit", arch): net for seed, net in missing.items()}
+        losses = fit_side_by_side(by_seed, dataset.train, RECIPES[recipe], epochs=epochs)
+        for seed, net in missing.items():
+            path, settings = files[seed]
+            with store.lock(path):
+                _keep(path, net, settings, losses[derive(seed, "fit", arch)])
+    return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
+
+
+def _cached(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Return the file in the cache for a trained network, and the settings that name it."""
+    if epochs < 1:
+        raise MgenbError(f"epochs is {epochs}; right is at least 1")
+    settings = _settings(arch, dataset, recipe, epochs, seed)
+    return store.cache_dir() / "models" / f"{arch}-{dataset.name}-{store.key_of(settings)}.safetensors", settings
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and path.with_suffix(".json").exists()
+
+
+def _keep(path: Path, net: nn.Module, settings: Mapping[str, Any], losses: Sequence[float]) -> None:
+    device = next(net.parameters()).device.type
+    trained_with = {"losses": list(losses), "torch": torch.__version__, "device": device}
+    store.save_weights(path, net.state_dict(), {**settings, **trained_with})

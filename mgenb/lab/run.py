@@ -167,10 +167,8 @@ class Run:
         """
         how = network or self.networks[0]
         first, count = 1000 * self.seed, self.s.bases if count is None else count
-        nets = [
-            training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed)
-            for seed in range(first, first + count)
-        ]
+        seeds = range(first, first + count)
+        nets = training.trained_all(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds)
         if finish:
             for net in nets:
                 finish(net)
