@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -93,11 +94,9 @@ def parse(paper: str, text: str) -> tuple[Claim, ...]:
     for table in data.get("table", []):
         entries += _expand(table, data.get("names", {}))
     claims = tuple(_claim(paper, entry) for entry in entries)
-    seen: set[str] = set()
-    for claim in claims:
-        if claim.id in seen:
-            raise MgenbError(f"claim {claim.id!r} stands twice in the registry")
-        seen.add(claim.id)
+    for claim_id, count in Counter(claim.id for claim in claims).items():
+        if count > 1:
+            raise MgenbError(f"claim {claim_id!r} stands twice in the registry")
     return claims
 
 

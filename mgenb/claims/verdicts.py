@@ -8,7 +8,7 @@ not tested     nothing was measured at a scale that speaks to the claim
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mgenb.claims.registry import NUMBER_KINDS, Claim, get
@@ -72,20 +72,25 @@ class Verdict:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
         return f"{self.claim.id}: {self.told}"
 
+    @property
+    def measured(self) -> str:
+        """The estimate with its 95 % interval and unit; "" where there is none."""
+        if self.estimate is None:
+            return ""
+        ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
+        return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
+
+    @property
+    def replicates(self) -> str:
+        """How many units of replication there are, as "5 seeds"; "" where there are none."""
+        return "" if self.estimate is None else f"{self.n} {self.unit}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""
+        plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
         numbers = {name: _finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
-        return {
-            "id": self.claim.id,
-            "verdict": self.verdict,
-            "token": self.token,
-            "scale": {name: getattr(self.scale, name) for name in ("profile", "variant", "dataset", "arch", "changed")},
-            **numbers,
-            "n": self.n,
-            "unit": self.unit,
-            "margin": self.claim.margin,
-            "reason": self.reason,
-        }
+        about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
+        return {**about, **plain, **numbers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
@@ -161,12 +166,9 @@ def judge(
             reasons[name] = reasons[name] or "generated models do not differ from the base"
     family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
     tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
-    return [tested.get(name) or not_tested(claims[name], scales[name], reasons[name]) for name in claims]
-
-
-def not_tested(claim: Claim, scale: Scale, reason: str) -> Verdict:
-    """Return the verdict of a claim for which there is no evidence."""
-    return Verdict(claim, NOT_TESTED, scale, reason)
+    return [
+        tested.get(name) or Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()
+    ]
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:

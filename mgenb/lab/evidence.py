@@ -150,9 +150,6 @@ def points_lost(look: Look, method: str) -> np.ndarray:
 
 def compared(look: Look, better: str, worse: str, places: tuple[Place, ...] = ()) -> Measured:
     """Return how many points more `worse` loses than `better` (see `points_lost`), as evidence."""
-    hits = {
-        name: [right.double().mean() for (label, *_), right in look.items() if label == name]
-        for name in (better, worse)
-    }
-    left = max(100 * float(np.mean(rights)) for rights in hits.values())
+    rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
+    left = max(100 * float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
     return Measured(stats.paired(points_lost(look, worse), points_lost(look, better)), places, left=left)

@@ -108,21 +108,6 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-@contextmanager
-def _environment(out: Path, rows: Path | None) -> Iterator[None]:
-    """Set where a kernel, which inherits it, writes, and the folder whose rows it reads (None: it measures)."""
-    before = dict(os.environ)
-    os.environ["MGENB_OUT"] = str(out)
-    os.environ.pop(catalog.ANALYSE, None)
-    if rows:
-        os.environ[catalog.ANALYSE] = str(rows)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def execute(job: Job) -> Outcome:
     """Execute a notebook in a kernel of its own; what goes wrong in it is told by the outcome, not raised.
 
@@ -153,7 +138,7 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    with _environment(folder, rows), _kernel() as kernel:
+    with _kernel(folder, rows) as kernel:
         try:
             papermill.execute_notebook(
                 path,
@@ -172,19 +157,25 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
 
 
 @contextmanager
-def _kernel() -> Iterator[type]:
-    """Yield the class by which papermill starts a kernel and speaks to it.
+def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
+    """Yield the class by which papermill starts a kernel, which writes to `out`, and speaks to it.
 
-    It speaks through sockets in a folder of this user, not through ports of the machine, where there are such.
+    The kernel reads what is in the folder `rows`; None: it measures. It is spoken to through sockets in a folder of
+    this user, not through ports of the machine, where there are such.
     """
     from jupyter_client.manager import AsyncKernelManager
 
+    environment = {name: value for name, value in os.environ.items() if name != catalog.ANALYSE}
+    environment |= {"MGENB_OUT": str(out), **({catalog.ANALYSE: str(rows)} if rows else {})}
     with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
         private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
 
         class Kernel(AsyncKernelManager):
             def __init__(self, **options: Any) -> None:
                 super().__init__(**options, **({"transport": "ipc", "ip": f"{folder}/kernel"} if private else {}))
+
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+                await super().start_kernel(**options, env=environment)
 
             async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
                 # in the midst of a cell a kernel that is asked to end tells of its own troubles first
@@ -227,12 +218,9 @@ def where_to_look(outcomes: Sequence[Outcome]) -> str:
 
 def tokens(nb: Any) -> list[str]:
     """Return the verdict and mechanism lines that the cells of a notebook printed, in order."""
-    lines: list[str] = []
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stdout":
-                lines += [line for line in output.text.splitlines() if TOKEN.fullmatch(line)]
-    return lines
+    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    printed = [output.text for output in outputs if output.get("name") == "stdout"]
+    return [line for text in printed for line in text.splitlines() if TOKEN.fullmatch(line)]
 
 
 def clean(nb: Any) -> None:
@@ -253,11 +241,9 @@ def _kept(outputs: Sequence[Any]) -> list[Any]:
     """Drop stderr and live widgets, and join what stderr had cut in two."""
     kept: list[Any] = []
     for output in outputs:
-        stream = output.output_type == "stream"
-        widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-        if widget or (stream and output.name == "stderr"):
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
             continue
-        if stream and kept and kept[-1].output_type == "stream":
+        if kept and output.get("name") == kept[-1].get("name") == "stdout":
             kept[-1].text += output.text
         else:
             kept.append(output)
@@ -282,23 +268,27 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
     with stage.held(folder):
         if error := _execute_in(folder, path, {} if quick else {"profile": profile}, None if measure else figures):
             raise MgenbError(f"{stem} was left as it is; {error}")
-        nb = nbformat.read(folder / path.name, as_version=4)
         if quick:
+            nb = nbformat.read(folder / path.name, as_version=4)
             clean(nb)
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         record = figures / f"{stem}.json"
-        old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(record)
-        new = tokens(nb) if quick else _recorded(folder / record.name)
+        telling = path if quick else record
+        old, new = _tokens_in(telling), _tokens_in(folder / telling.name)
         shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
         _keep_if_the_same(record, folder / record.name)
         _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
 
 
-def _recorded(path: Path) -> list[str]:
-    """Return the tokens of a record, as the notebook prints them; none where there is no record."""
+def _tokens_in(path: Path) -> list[str]:
+    """Return the tokens of a notebook, or of a record as the notebook prints them; none where there is no file."""
+    import nbformat
+
     if not path.exists():
         return []
+    if path.suffix == ".ipynb":
+        return tokens(nbformat.read(path, as_version=4))
     record = read(path)
     facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
     return facts + [claim["token"] for claim in record.claims]

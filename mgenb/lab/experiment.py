@@ -6,7 +6,7 @@ So the function needs nothing but its part, and can be called in another process
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -45,15 +45,13 @@ def dataset(name: str, limits: Sequence[str], *, seed: int, profile: str, device
     return found.to(device)
 
 
+_load = lru_cache(maxsize=2)(dataset)
+
+
 def load(part: rows.Part) -> data.Dataset:
     """Return the dataset that a part names; it is kept for the parts that follow."""
     limits = tuple(part[name] for name in SPLITS)
-    return _load(part["dataset"], limits, part["seed"], part["profile"], part["device"])
-
-
-@lru_cache(maxsize=2)
-def _load(name: str, limits: tuple[str, ...], seed: int, profile: str, device: str) -> data.Dataset:
-    return dataset(name, limits, seed=seed, profile=profile, device=device)
+    return _load(part["dataset"], limits, seed=part["seed"], profile=part["profile"], device=part["device"])
 
 
 def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
@@ -125,22 +123,32 @@ def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
     described = load({**part, **run}).describe()
     states = [net.state_dict() for net in trained({**part, **run})]
     number = f"network {part['base']}" if "base" in part else f"pair {part['pair']}"
-    cuda = torch.device(run["device"]).type == "cuda"
     return {
         "data": described["digest"],
         "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),
         "nets": ", ".join([*(f"{name} {part[name]}" for name in TRAINED), number]),
         "described": described,
         "profile": run["profile"],
-        "device": torch.cuda.get_device_name(run["device"]) if cuda else "cpu",
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
+        **machine(torch.device(run["device"])),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what computes on `device`: its name, the cores beside it, and the version of torch."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
 def caption(found: rows.Rows) -> str:
     """Return which profile, networks and data made the rows."""
-    places = found.parts[["profile", "arch", "described"]].itertuples(index=False, name=None)
-    told = [f"{arch} on {about['name']} [{about['variant']}]" for _, arch, about in places]
-    return ", ".join([f"profile {found.parts['profile'].iloc[0]}", *dict.fromkeys(told)])
+    described = zip(found.parts["arch"], found.parts["described"], strict=True)
+    return made_by(
+        found.parts["profile"].iloc[0], ((arch, about["name"], about["variant"]) for arch, about in described)
+    )
+
+
+def made_by(profile: str, places: Iterable[tuple[str, str, str]]) -> str:
+    """Return "profile quick, lenet on mnist [sample]", with each place (architecture, dataset, variant) once."""
+    told = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
+    return ", ".join([f"profile {profile}", *dict.fromkeys(told)])

@@ -20,38 +20,7 @@ TEXT = "#222222"
 MUTED = "#595959"
 BAND = "#dfe6ea"
 
-# Opaque white, so that a figure reads the same in the light and in the dark theme of JupyterLab.
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "figure.edgecolor": "white",
-    "figure.figsize": (6.4, 3.8),
-    "figure.dpi": DPI,
-    "figure.constrained_layout.use": True,
-    "axes.facecolor": "white",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": TEXT,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": TEXT,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "savefig.dpi": DPI,
-    "savefig.facecolor": "white",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-}
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#5A5A5A"
@@ -106,13 +75,7 @@ def colour(name: str) -> str:
 
 
 def curve(
-    ax: Axes,
-    x: ArrayLike,
-    estimate: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    name: str,
-    label: str | None = None,
+    ax: Axes, x: ArrayLike, estimate: ArrayLike, low: ArrayLike, high: ArrayLike, name: str, label: str | None = None
 ) -> None:
     """Draw `estimate` against `x` in the look of `name`, with its interval from `low` to `high` shaded."""
     hue, text = colour(name), label if label is not None else name.replace("_", " ")
@@ -121,9 +84,7 @@ def curve(
 
 
 def intervals(
-    ax: Axes,
-    rows: Sequence[tuple[str, float, float, float, str]],
-    margin: tuple[float, float] | None = None,
+    ax: Axes, rows: Sequence[tuple[str, float, float, float, str]], margin: tuple[float, float] | None = None
 ) -> None:
     """Draw a forest plot of rows (label, estimate, low, high, colour name), first on top, and a line at zero.
 
@@ -142,10 +103,7 @@ def intervals(
 
 
 def forest(
-    ax: Axes,
-    estimates: Mapping[str, Estimate],
-    looks: Mapping[str, str],
-    margin: tuple[float, float] | None = None,
+    ax: Axes, estimates: Mapping[str, Estimate], looks: Mapping[str, str], margin: tuple[float, float] | None = None
 ) -> None:
     """Draw label -> estimate with 95 % intervals as `intervals` does; `looks` maps labels to other looks' names."""
     rows = [(label, e.estimate, *e.interval(), looks.get(label, label)) for label, e in estimates.items()]
@@ -164,10 +122,11 @@ def caption(fig: Figure, text: str) -> None:
 
 def save(fig: Figure, path: Path) -> None:
     """Save `fig` as PNG at `path`, atomically; equal figures give equal bytes."""
-    write_atomic(
-        path,
-        # The temporary file has no suffix to tell the format by; matplotlib would write its version inside.
-        lambda temporary: fig.savefig(
-            temporary, format="png", dpi=max(DPI, fig.dpi), facecolor="white", metadata={"Software": None}
-        ),
-    )
+    # The temporary file has no suffix to tell the format by; matplotlib would write its version inside.
+    options: dict[str, Any] = {
+        "format": "png",
+        "dpi": max(DPI, fig.dpi),
+        "facecolor": "white",
+        "metadata": {"Software": None},
+    }
+    write_atomic(path, lambda temporary: fig.savefig(temporary, **options))

@@ -14,10 +14,10 @@ LANGUAGE = {  # what a Python kernel says of its language
     *("name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"),
 }
 CUT = re.compile(r"\.\.\.</t[dh]>")
-SHOWING = {"print", "display"}
-SHOWING_METHODS = {
-    *("load", "bases", "measure", "rest_on", "tell", "paper_says", "mechanism", "figure", "verdicts", "finish"),
-    *("claims_table", "readings_table"),
+SHOWING = {
+    *("print", "display", "lab.start", "run.load", "run.bases", "run.measure", "run.rest_on", "run.tell"),
+    *("run.paper_says", "run.mechanism", "run.figure", "run.verdicts", "run.finish"),
+    *("run.claims_table", "run.readings_table"),
 }
 
 
@@ -28,7 +28,9 @@ def problems(path: Path) -> list[str]:
     nb = nbformat.read(path, as_version=4)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
-        if not _is_python(cell.source):
+        try:
+            ast.parse(cell.source)
+        except SyntaxError:
             return [f"code cell {number}: not plain Python"]
     found = list(_notebook(nb)) + list(_parameters(path, nb))
     for number, cell in enumerate(code, start=1):
@@ -49,14 +51,6 @@ def cure(paths: Sequence[Path]) -> str:
 
 def _tags(cell: Any) -> list[str]:
     return list(cell.metadata.get("tags", []))
-
-
-def _is_python(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except SyntaxError:
-        return False
-    return True
 
 
 def _notebook(nb: Any) -> Iterator[str]:
@@ -118,15 +112,8 @@ def shows(source: str) -> bool:
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Call):
-            called = node.func
-            if isinstance(called, ast.Name) and called.id in SHOWING:
-                return True
-            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                if called.value.id == "run" and called.attr in SHOWING_METHODS:
-                    return True
-                if (called.value.id, called.attr) == ("lab", "start"):
-                    return True
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SHOWING:
+            return True
         if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             waiting += ast.iter_child_nodes(node)
     return False

@@ -32,6 +32,11 @@ class Network:
         """Return "lenet on mnist"."""
         return f"{self.arch} on {self.dataset}"
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the evidence from its trained copies comes from: dataset and architecture."""
+        return self.dataset, self.arch
+
 
 def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Network, ...]:
     """Return the networks with these names as `profile` trains them; `file` may add some to those that are known.

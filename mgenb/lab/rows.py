@@ -89,7 +89,7 @@ def measure(
 
 def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
     """Return the file with the part's rows; it is made where it is not there."""
-    from mgenb.store import key_of, write_atomic  # imports torch
+    from mgenb.store import key_of, write_atomic, write_json  # imports torch
 
     about = dict(facts(dict(part)))
     rests = {name: about.get(name) for name in ("data", "weights")}
@@ -105,7 +105,8 @@ def _measure_one(function: Function, experiment: Experiment, folder: Path, facts
         named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
         write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
     about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
-    _write_json(file, {"part": part, "rows": rows, "about": about})  # last: now the part is there
+    made_rows = {"part": part, "rows": rows, "about": about}
+    write_json(file, made_rows, sort_keys=False)  # their order is that of the columns; last: now the part is there
     return file
 
 
@@ -151,7 +152,7 @@ def _plain(name: str, value: Any) -> Any:
 
 def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     """Put the parts together in the three files."""
-    from mgenb.store import write_atomic
+    from mgenb.store import write_atomic, write_json, write_text
 
     parts = [_read_json(file) for file in files]
     rows = [{**one["part"], **row} for one in parts for row in one["rows"]]
@@ -161,12 +162,12 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
     _check_size(csv, len(text.encode()))
-    write_atomic(csv, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
     told = [{"part": one["part"], "rows": len(one["rows"]), "about": one["about"]} for one in parts]
     head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
-    _write_json(csv.with_suffix(".parts.json"), {**head, "parts": told})
+    write_json(csv.with_suffix(".parts.json"), {**head, "parts": told}, sort_keys=False)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, str]:
@@ -207,14 +208,6 @@ def read(path: Path) -> Rows:
     frame = pd.DataFrame({name: _typed(path, raw[name], columns[name]) for name in raw.columns})
     _check_weights(path, parts)
     return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), len(parts))
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON whose keys keep their order, which is that of the columns."""
-    from mgenb.store import write_atomic
-
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -52,16 +52,14 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
 
 @dataclass
 class Notes:
-    """What a run writes down for its record, beside settings and verdicts."""
+    """What a run writes down for its record under the same names, beside settings and verdicts."""
 
     data: list[dict[str, Any]] = field(default_factory=list)
     mechanism: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
-    timed: dict[str, Any] = field(default_factory=dict)  # tables that two equal runs do not have in common
     test_uses: list[dict[str, Any]] = field(default_factory=list)
     leaks: list[dict[str, str]] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
-    unfinished: list[Path] = field(default_factory=list)
 
 
 class Run:
@@ -79,6 +77,8 @@ class Run:
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
         self.notes = Notes()
+        self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
+        self._checkpoints: list[Path] = []
         self.made: dict[Place, Bases] = {}  # the first ones first
         self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.version = 1  # of the experiment; `measure` says another
@@ -174,8 +174,9 @@ class Run:
         if finish:
             for net in nets:
                 finish(net)
-        self._stand_on(how, dataset.describe(), [population.accuracy(net, dataset.val) for net in nets])
-        self._nets[place_of(how)] = dataset.digest, nets
+        self._described[how.dataset] = dataset.describe()
+        self.rest_on([population.accuracy(net, dataset.val) for net in nets], (), how)
+        self._nets[how.place] = dataset.digest, nets
         return nets
 
     def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
@@ -183,16 +184,11 @@ class Run:
 
         What rests on them is *not tested* where one is below the floor; see `bases` and `final_test`.
         """
-        how = network or self.networks[0]
-        self._stand_on(how, self._described[how.dataset], val, test)
-
-    def _stand_on(
-        self, how: Network, about: Mapping[str, Any], val: Iterable[float], test: Iterable[float] = ()
-    ) -> None:
-        val = tuple(val)
+        how, val = network or self.networks[0], tuple(val)
+        about = self._described[how.dataset]
         print(f"{len(val)} x {how.arch}, every one at least {how.floor:g} % on validation: {min(val) >= how.floor}")
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
-        self.made[place_of(how)] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
+        self.made[how.place] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
 
     def final_test(
         self,
@@ -237,7 +233,7 @@ class Run:
         told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
         told |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
         file = store.unfinished(f"{self.notebook.stem}-{name}", told)
-        self.notes.unfinished.append(file)
+        self._checkpoints.append(file)
         return file
 
     def knows(self, claim_id: str) -> bool:
@@ -246,7 +242,7 @@ class Run:
 
     def fit(self, network: Network) -> bool:
         """Return whether the base networks of `network` are sound, so that something can rest on them."""
-        return not self.made[place_of(network)].unfit
+        return not self.made[network.place].unfit
 
     def evidence(
         self,
@@ -262,14 +258,16 @@ class Run:
         `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
         compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
-        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ, left)
+        self.found.measured[self._own(claim_id)] = Measured(
+            estimate, tuple(network.place for network in networks), differ, left
+        )
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
         Where both are at chance the claim is *not tested*: nothing is left to compare.
         """
-        places = (place_of(network),) if network else ()
+        places = (network.place,) if network else ()
         self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
@@ -312,17 +310,16 @@ class Run:
 
     def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
         """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
-        tables = self.notes.timed if timed else self.notes.tables
-        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        (self.timed if timed else self.notes.tables)[name] = json.loads(
+            frame.reset_index().to_json(orient="records", double_precision=6)
+        )
         return frame
 
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
         """Caption (with `networks`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
-        places = [place_of(network) for network in networks] or list(self.made)
-        scales = [self.made[place].scale for place in places]
-        told = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
-        text = ", ".join([f"profile {self.profile}", *told])
-        figures.caption(figure, experiment.caption(of) if of else text)
+        scales = [self.made[place].scale for place in [network.place for network in networks] or self.made]
+        own = experiment.made_by(self.profile, ((scale.arch, scale.dataset, scale.variant) for scale in scales))
+        figures.caption(figure, experiment.caption(of) if of else own)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, self.out / file)
         self.notes.figures.append(file)
@@ -332,7 +329,7 @@ class Run:
         path = self.out / f"{self.notebook.stem}.json"
         record = record_of(self)
         store.write_json(path, record.to_json())
-        for file in self.notes.unfinished:
+        for file in self._checkpoints:
             file.unlink(missing_ok=True)
         if self.profile == "quick":  # which always computes; what a killed run left was for this one
             shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
@@ -341,30 +338,19 @@ class Run:
             print(f"written to {path.parent}", file=sys.stderr)
 
 
-def place_of(network: Network) -> Place:
-    """Return where the evidence from a network's trained copies comes from."""
-    return network.dataset, network.arch
-
-
 def record_of(run: Run) -> Record:
     """Return the record of a run: what was run, what was found and judged, and where."""
     judged = run.judged() if run.made else Judged()
-    notes = run.notes
     bases = [
-        {
-            "dataset": made.scale.dataset,
-            "arch": made.scale.arch,
-            "val_accuracy": list(made.val_accuracy),
-            "test_accuracy": list(made.test_accuracy),
-        }
+        {"dataset": made.scale.dataset, "arch": made.scale.arch}
+        | {"val_accuracy": list(made.val_accuracy), "test_accuracy": list(made.test_accuracy)}
         for made in run.made.values()
     ]
     return Record(
         schema=SCHEMA,
         stem=run.notebook.stem,
         profile=run.profile,
-        figures=notes.figures,
-        context={**_context(run), **run.machine, "timed": notes.timed},
+        context={**_context(run), **run.machine, "timed": run.timed},
         seed=run.seed,
         version=run.version,
         registry=claims.registry_hash(run.notebook.stem),
@@ -373,24 +359,17 @@ def record_of(run: Run) -> Record:
         margins={claim.id: claim.margin for claim in run.family},
         claims=[verdict.to_json() for verdict in judged.verdicts],
         readings=list(judged.readings),
-        mechanism=notes.mechanism,
-        tables=notes.tables,
-        data=notes.data,
         bases=bases,
-        test_uses=notes.test_uses,
-        leaks=notes.leaks,
+        **vars(run.notes),
     )
 
 
 def _context(run: Run) -> dict[str, Any]:
-    cuda = run.device.type == "cuda"
     return {
+        **experiment.machine(run.device),
         "mgenb": mgenb.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - run.began, 1),

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mgenb import claims
 from mgenb.claims import NOT_TESTED, Claim, Verdict
-from mgenb.lab import catalog
+from mgenb.lab import catalog, telling
 from mgenb.lab.record import Record
 
 if TYPE_CHECKING:
@@ -49,24 +49,17 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
 
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
-    row = {"claim": claim.id, "paper": claim.paper, "where": claim.where, "says": claim.origin, "kind": claim.kind}
-    row |= {"statement": claim.statement, "paper value": claim.printed_value, "measured": "", "n": ""}
-    verdict_of = {"verdict": NOT_TESTED, "scale": "", "why": NO_RECORD, "hardware": "", "notebook": claim.notebook}
+    row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
+    row |= {"told": "not tested yet", "scale": "", "hardware": ""}
     if verdict is None or record is None:
-        return row | verdict_of | {"told": "not tested yet"}
+        return {**row, "why": NO_RECORD}
     row["told"] = verdict.told
-    if verdict.estimate is not None:
-        ends = (f"{end:.2f}" if end is not None else "?" for end in (verdict.low, verdict.high))
-        row |= {
-            "measured": f"{verdict.estimate:.2f} [{', '.join(ends)}] {claim.unit}",
-            "n": f"{verdict.n} {verdict.unit}",
-        }
     if verdict.verdict == NOT_TESTED:
-        return row | verdict_of | {"why": verdict.reason}
+        return row
     scale, context = verdict.scale, record.context
-    where = scale.arch if verdict.claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
+    where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
     machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
-    return row | {**verdict_of, "verdict": verdict.verdict, "scale": where, "why": verdict.reason, "hardware": machine}
+    return {**row, "scale": where, "hardware": machine}
 
 
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,10 +40,9 @@ def _lock_of(stage: Path) -> Path:
 
 
 def _owner(stage: Path) -> str:
-    try:
+    with suppress(OSError):  # it has just begun, or is just ending
         return (stage / OWNER).read_text(encoding="utf-8")
-    except OSError:  # it has just begun, or is just ending
-        return "of another run"
+    return "of another run"
 
 
 def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) -> None:
