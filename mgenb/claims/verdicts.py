@@ -102,11 +102,9 @@ class Verdict:
 def decide(claim: Claim, interval: Interval) -> str:
     """Return "reproduced", "contradicted" or "inconclusive" for an interval in the claim's unit."""
     low, high = interval
-    if claim.kind in ("comparison", "trend"):
+    if claim.kind in ("comparison", "trend", "existence"):
         # In this order: an advantage that is real but too small to matter does not reproduce the claim.
-        contradicted, reproduced = high < claim.margin, low > 0
-    elif claim.kind == "existence":
-        contradicted, reproduced = high < claim.margin, low > claim.margin
+        contradicted, reproduced = high < claim.margin, low > (claim.margin if claim.kind == "existence" else 0)
     elif claim.kind == "bound":
         bound = _paper_value(claim)
         contradicted, reproduced = low > bound, high <= bound
@@ -133,10 +131,7 @@ def p_value(claim: Claim, estimate: Estimate) -> float:
         return 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        if _decided(claim, estimate, math.exp(middle)):
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if _decided(claim, estimate, math.exp(middle)) else (middle, high)
     return math.exp(high)
 
 
@@ -158,12 +153,13 @@ def judge(
     inconclusive.
     """
     blocked, differ = blocked or {}, differ or {}
-    claims = {name: get(name) for name in [*evidence, *(name for name in blocked if name not in evidence)]}
+    claims = {name: get(name) for name in {**evidence, **blocked}}
     scales = {name: scale if isinstance(scale, Scale) else scale[name] for name in claims}
-    reasons = {name: blocked.get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
-    for name, really in differ.items():
-        if name in reasons and not really:
-            reasons[name] = reasons[name] or "generated models do not differ from the base"
+    alike = {name: "generated models do not differ from the base" for name, really in differ.items() if not really}
+    reasons = {
+        name: blocked.get(name) or _obstacle(claim, scales[name]) or alike.get(name, "")
+        for name, claim in claims.items()
+    }
     family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
     tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
     return [

@@ -148,8 +148,8 @@ def points_lost(look: Look, method: str) -> np.ndarray:
     return np.array(lost)
 
 
-def compared(look: Look, better: str, worse: str, places: tuple[Place, ...] = ()) -> Measured:
-    """Return how many points more `worse` loses than `better` (see `points_lost`), as evidence."""
+def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float]:
+    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy (%)."""
     rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
     left = max(100 * float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
-    return Measured(stats.paired(points_lost(look, worse), points_lost(look, better)), places, left=left)
+    return stats.paired(points_lost(look, worse), points_lost(look, better)), left

@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -26,6 +25,7 @@ TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+Candidates = Mapping[Any, Candidate]  # by label
 Measure = Callable[[nn.Module, data.Split, Any], Any]
 Finish = Callable[[nn.Module, data.Dataset], None]
 
@@ -36,12 +36,11 @@ def dataset(name: str, limits: Sequence[str], *, seed: int, profile: str, device
     The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the same on every
     machine.
     """
-    train, val, test = (None if limit == "all" else int(limit) for limit in limits)
     quick = profile == "quick" and name in data.NAMES
-    source = "samples" if quick else "auto"
-    found = data.load(
-        name, source=source, seed=seed, train_limit=train, val_limit=val, test_limit=test, download=not quick
-    )
+    limited: dict[str, Any] = {
+        f"{split}_limit": None if limit == "all" else int(limit) for split, limit in zip(SPLITS, limits, strict=True)
+    }
+    found = data.load(name, source="samples" if quick else "auto", seed=seed, download=not quick, **limited)
     return found.to(device)
 
 
@@ -73,7 +72,7 @@ def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int
 
 
 def final_test(
-    dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct, reason: str = ""
+    dataset: data.Dataset, models: Candidates, measure: Measure = population.correct, reason: str = ""
 ) -> dict[Any, Any]:
     """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
 
@@ -110,9 +109,7 @@ def measure(
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
     uses = load({**part, **run}).test.uses
     before = len(uses)
-    found = function({**part, **run})
-    made, arrays = found if isinstance(found, tuple) else (found, {})
-    made = made if isinstance(made, pd.DataFrame) else list(made)  # what a generator has yet to do, now
+    made, arrays, _ = rows.unpacked(function({**part, **run}))
     if (looks := len(uses) - before) > 1:
         raise MgenbError(f"the part {dict(part)} looked at the test images {looks} times; right is one look")
     return made, arrays, {"test_looks": looks}

@@ -25,43 +25,33 @@ STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), us
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#5A5A5A"
 
-# Okabe and Ito's palette without its yellow (too pale on white), and a grey: name -> colour, marker, line.
-# A colour serves again only for things that never share a plot, or that are the same thing (`generated` is
+# Okabe and Ito's palette without its yellow (too pale on white), and a grey: (colour, marker, line) -> names.
+# A look serves again only for things that never share a plot, or that are the same thing (`generated` is
 # made with the `energy` mask; `high_index` keeps the `high` band).
-_LOOKS: dict[str, tuple[str, str, str]] = {
-    "low": (BLUE, "o", "-"),
-    "mid": (ORANGE, "s", "--"),
-    "high": (PURPLE, "^", "-."),
-    "energy": (BLUE, "o", "-"),
-    "high_index": (PURPLE, "^", "-."),
-    "fig7": (GREEN, "D", "-"),
-    "kernel": (GREEN, "D", "--"),
-    "shuffled": (VERMILLION, "*", "--"),
-    "random": (GREY, "x", "--"),
-    "magnitude": (ORANGE, "v", ":"),
-    "largest": (VERMILLION, "P", ":"),
-    "trained": (BLACK, "s", "-"),
-    "base": (BLACK, "s", "-"),
-    "generated": (BLUE, "o", "-"),
-    "noise": (SKY, "x", "--"),
-    "evolved": (VERMILLION, "*", "-"),
-    "random_search": (GREY, "x", "--"),
-    "first_generation": (ORANGE, "v", ":"),
-    "zero_filled": (PURPLE, "P", "-."),
-    "average": (ORANGE, "v", ":"),
-    "line_search": (PURPLE, "P", "-."),
-    "ensemble": (GREY, "^", ":"),
-    "parent": (GREEN, "D", "--"),
-    "mega": (VERMILLION, "*", "-"),
-    "reproduced": (GREEN, "o", "-"),
-    "contradicted": (VERMILLION, "X", "-"),
-    "inconclusive": (ORANGE, "D", "-"),
-    "not tested": ("#A0A0A0", "_", "-"),
-    "stale": (SKY, "x", ":"),
+_LOOKS: dict[tuple[str, str, str], tuple[str, ...]] = {
+    (BLUE, "o", "-"): ("low", "energy", "generated"),
+    (ORANGE, "s", "--"): ("mid",),
+    (PURPLE, "^", "-."): ("high", "high_index"),
+    (GREEN, "D", "-"): ("fig7",),
+    (GREEN, "D", "--"): ("kernel", "parent"),
+    (VERMILLION, "*", "--"): ("shuffled",),
+    (GREY, "x", "--"): ("random", "random_search"),
+    (ORANGE, "v", ":"): ("magnitude", "first_generation", "average"),
+    (VERMILLION, "P", ":"): ("largest",),
+    (BLACK, "s", "-"): ("trained", "base"),
+    (SKY, "x", "--"): ("noise",),
+    (VERMILLION, "*", "-"): ("evolved", "mega"),
+    (PURPLE, "P", "-."): ("zero_filled", "line_search"),
+    (GREY, "^", ":"): ("ensemble",),
+    (GREEN, "o", "-"): ("reproduced",),
+    (VERMILLION, "X", "-"): ("contradicted",),
+    (ORANGE, "D", "-"): ("inconclusive",),
+    ("#A0A0A0", "_", "-"): ("not tested",),
+    (SKY, "x", ":"): ("stale",),
 }
-COLOURS: dict[str, str] = {name: look[0] for name, look in _LOOKS.items()}
-MARKERS: dict[str, str] = {name: look[1] for name, look in _LOOKS.items()}
-LINESTYLES: dict[str, str] = {name: look[2] for name, look in _LOOKS.items()}
+COLOURS, MARKERS, LINESTYLES = (
+    {name: look[part] for look, names in _LOOKS.items() for name in names} for part in range(3)
+)
 
 
 def use_style() -> None:

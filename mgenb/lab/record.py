@@ -8,9 +8,9 @@ That the code behind a VERSION has not changed is held by tests, which measure a
 
 import json
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
@@ -50,7 +50,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data; what two runs have in common stands in "result"."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = dict(vars(self))
         return {name: values.pop(name) for name in OUTSIDE} | {"result": values}
 
     @classmethod
@@ -103,8 +103,7 @@ class Record:
 
 
 def _kinds() -> dict[str, type]:
-    types: dict[str, Any] = {one.name: one.type for one in fields(Record)}
-    return {name: getattr(kind, "__origin__", kind) for name, kind in types.items()}  # list of list[str]
+    return {name: get_origin(kind) or kind for name, kind in get_type_hints(Record).items()}  # list of list[str]
 
 
 def read(path: Path) -> Record:

@@ -13,7 +13,7 @@ Two runs on one machine write the same CSV to the byte: what differs from run to
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -98,8 +98,7 @@ def _measure_one(function: Function, experiment: Experiment, folder: Path, facts
     if file.exists():
         return file
     began = perf_counter()
-    found = function(dict(part))
-    made, arrays, more = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    made, arrays, more = unpacked(function(dict(part)))
     rows = _tidy(made, part)
     if arrays:
         named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
@@ -124,9 +123,15 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, part: Part) -> list[dict[str, Any]]:
+def unpacked(found: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
+    """Return the rows, arrays and facts that a function gave, whatever of them it gave (see `measure`)."""
+    made, arrays, facts = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    listed = made.to_dict("records") if isinstance(made, pd.DataFrame) else [dict(row) for row in made]
+    return listed, arrays, facts
+
+
+def _tidy(listed: list[dict[str, Any]], part: Part) -> list[dict[str, Any]]:
     """Return the rows as plain values; MgenbError where they are not tidy."""
-    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
     if not listed:
         raise MgenbError(f"the part {dict(part)} gave no rows; right is at least one")
     if clash := sorted(listed[0].keys() & part.keys()):
@@ -248,9 +253,8 @@ def select(rows: Rows, parts: Sequence[Part]) -> Rows:
     if not chosen:
         stem = rows.experiment.stem
         raise MgenbError(f"the rows of {stem} hold none of the {len(parts)} planned parts, as {parts[0]}: measure them")
-    ends, counts = rows.parts["rows"].cumsum().tolist(), rows.parts["rows"].tolist()
-    wanted = [row for i in chosen for row in range(ends[i] - counts[i], ends[i])]
-    frame = rows.frame.iloc[wanted].reset_index(drop=True)
+    of_part = np.repeat(range(len(rows.parts)), rows.parts["rows"])
+    frame = pd.concat([rows.frame[of_part == i] for i in chosen], ignore_index=True)
     return replace(rows, frame=frame, parts=rows.parts.iloc[chosen], planned=len(parts))
 
 

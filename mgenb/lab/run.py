@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -106,8 +106,7 @@ class Run:
         return tuple(str(self.settings.get(name, "all")) for name in experiment.SPLITS)
 
     def _show_data(self, about: dict[str, Any]) -> None:
-        train, val, test = (about["counts"][split] for split in experiment.SPLITS)
-        counts = f"{train} train, {val} validation, {test} test (sealed)"
+        counts = "{train} train, {val} validation, {test} test (sealed)".format(**about["counts"])
         print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
         self.notes.data.append(about)
 
@@ -166,11 +165,8 @@ class Run:
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
-        first, count = 1000 * self.seed, self.s.bases if count is None else count
-        nets = [
-            training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed)
-            for seed in range(first, first + count)
-        ]
+        seeds = range(1000 * self.seed, 1000 * self.seed + (self.s.bases if count is None else count))
+        nets = [training.trained(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seed=seed) for seed in seeds]
         if finish:
             for net in nets:
                 finish(net)
@@ -191,10 +187,7 @@ class Run:
         self.made[how.place] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
 
     def final_test(
-        self,
-        dataset: data.Dataset,
-        models: Mapping[Any, experiment.Candidate],
-        measure: experiment.Measure = population.correct,
+        self, dataset: data.Dataset, models: experiment.Candidates, measure: experiment.Measure = population.correct
     ) -> dict[Any, Any]:
         """Return what `experiment.final_test` does; the look is counted and stands in the record.
 
@@ -258,17 +251,16 @@ class Run:
         `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
         compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
-        self.found.measured[self._own(claim_id)] = Measured(
-            estimate, tuple(network.place for network in networks), differ, left
-        )
+        places = tuple(network.place for network in networks)
+        self.found.measured[self._own(claim_id)] = Measured(estimate, places, differ, left)
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
         Where both are at chance the claim is *not tested*: nothing is left to compare.
         """
-        places = (network.place,) if network else ()
-        self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
+        estimate, left = compared(look, better, worse)
+        self.evidence(claim_id, estimate, networks=[network] if network else (), left=left)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Store why this notebook does not test a claim."""
@@ -310,9 +302,8 @@ class Run:
 
     def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
         """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
-        (self.timed if timed else self.notes.tables)[name] = json.loads(
-            frame.reset_index().to_json(orient="records", double_precision=6)
-        )
+        recorded = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        (self.timed if timed else self.notes.tables)[name] = recorded
         return frame
 
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:

@@ -24,13 +24,13 @@ def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]
     Stale records are no evidence, and claims that the registry has dropped are left out.
     """
     known = {claim.id for claim in claims.load()}
-    found: dict[str, list[tuple[Verdict, Record]]] = {}
+    chosen: dict[str, tuple[Verdict, Record]] = {}
     for record in (record for record in records if not record.stale):
-        for row in record.claims:
-            if row["id"] in known:
-                found.setdefault(row["id"], []).append((Verdict.from_json(row), record))
-    chosen = {name: claims.best([verdict for verdict, _ in pairs]) for name, pairs in found.items()}
-    return {name: next(pair for pair in found[name] if pair[0] is verdict) for name, verdict in chosen.items()}
+        for verdict in (Verdict.from_json(row) for row in record.claims if row["id"] in known):
+            before = chosen.get(verdict.claim.id)
+            if before is None or claims.best([before[0], verdict]) is verdict:
+                chosen[verdict.claim.id] = verdict, record
+    return chosen
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
@@ -90,10 +90,8 @@ def chart(frame: pd.DataFrame) -> "Figure":
 
     from mgenb.lab import figures
 
-    sides = {
-        "sentences and comparisons": frame["kind"] != "value",
-        "printed numbers and curves": frame["kind"] == "value",
-    }
+    printed = frame["kind"] == "value"
+    sides = {"sentences and comparisons": ~printed, "printed numbers and curves": printed}
     stems = sorted(set(frame[frame["kind"] != "setting"]["notebook"]))
     reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
