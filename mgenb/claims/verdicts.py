@@ -88,7 +88,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""
         plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
-        numbers = {name: _finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
+        numbers = {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
         about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
         return {**about, **plain, **numbers}
 
@@ -174,10 +174,10 @@ def best(verdicts: Iterable[Verdict]) -> Verdict:
         untested = verdict.verdict == NOT_TESTED
         return untested, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
-    ranked = sorted(verdicts, key=rank)
-    if not ranked:
+    first = min(verdicts, key=rank, default=None)
+    if first is None:
         raise MgenbError("there is no verdict to choose from")
-    return ranked[0]
+    return first
 
 
 def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
@@ -273,5 +273,6 @@ def _paper_value(claim: Claim) -> float:
     return claim.paper_value
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
     return None if number is None or not math.isfinite(number) else float(number)

@@ -46,11 +46,10 @@ def notebooks() -> tuple[Notebook, ...]:
 
 def find(wanted: str) -> Notebook:
     """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
-    for notebook in notebooks():
-        number = notebook.stem.split("_")[0]
-        if wanted in (notebook.stem, f"{notebook.stem}.ipynb") or wanted.zfill(2) == number:
+    known = {notebook.stem: notebook for notebook in notebooks()}
+    for stem, notebook in known.items():
+        if wanted.removesuffix(".ipynb") == stem or wanted.zfill(2) == stem.split("_")[0]:
             return notebook
-    known = [notebook.stem for notebook in notebooks()]
     raise MgenbError(f"no notebook {wanted!r}{nearest(wanted, known)}; known: {', '.join(known)}")
 
 

@@ -1,6 +1,5 @@
 """What was found: estimates, readings and reasons, stored as they come and judged all at once."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from mgenb import claims, stats
+from mgenb.claims.verdicts import finite
 from mgenb.errors import MgenbError
 from mgenb.lab import telling
 
@@ -129,9 +129,9 @@ def _scale(claim: claims.Claim, found: Measured | None, bases: Mapping[Place, Ba
 
 def _reading(claim: claims.Claim, reading: str, estimate: stats.Estimate, *, blocked: bool) -> dict[str, Any]:
     low, high = estimate.interval()
-    ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
     verdict = claims.NOT_TESTED if blocked else claims.decide(claim, (low, high))
-    return {"claim": claim.id, "reading": reading, "estimate": estimate.estimate, **ends, "verdict": verdict}
+    measured = {"estimate": estimate.estimate, "low": finite(low), "high": finite(high)}
+    return {"claim": claim.id, "reading": reading, **measured, "verdict": verdict}
 
 
 def points_lost(look: Look, method: str) -> np.ndarray:

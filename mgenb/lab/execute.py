@@ -10,14 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
-
-if TYPE_CHECKING:
-    from mgenb.lab.parameters import Parameters
 
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
@@ -82,16 +79,16 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
 
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
     texts = _pairs(given)
-    return [_job(notebook, parameters.check(notebook, profile, texts), out) for notebook in chosen]
-
-
-def _job(notebook: catalog.Notebook, checked: "Parameters", out: Path | None) -> Job:
-    folder = (out or catalog.output_dir(checked.profile, checked.changed)).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise MgenbError(f"{folder} is a file; give a folder with --out")
-    if folder == (catalog.project_root() / "notebooks").resolve():
-        raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
-    return Job(notebook, path_of(notebook), {"profile": checked.profile, **checked.given}, folder)
+    jobs = []
+    for notebook in chosen:
+        checked = parameters.check(notebook, profile, texts)
+        folder = (out or catalog.output_dir(profile, checked.changed)).expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise MgenbError(f"{folder} is a file; give a folder with --out")
+        if folder == (catalog.project_root() / "notebooks").resolve():
+            raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
+        jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **checked.given}, folder))
+    return jobs
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, rows
 
 SPLITS = ("train", "val", "test")
+LOADED = ("dataset", *SPLITS, "seed", "profile", "device")  # what makes a dataset
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
 State = Mapping[str, torch.Tensor]
@@ -30,27 +31,27 @@ Measure = Callable[[nn.Module, data.Split, Any], Any]
 Finish = Callable[[nn.Module, data.Dataset], None]
 
 
-def dataset(name: str, limits: Sequence[str], *, seed: int, profile: str, device: Any) -> data.Dataset:
-    """Return a dataset on `device`, with at most so many training, validation and test images (or "all").
+def dataset(part: rows.Part) -> data.Dataset:
+    """Return the dataset that a part names on its device, with at most so many images of each split (or "all").
 
     The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the same on every
     machine.
     """
-    quick = profile == "quick" and name in data.NAMES
-    limited: dict[str, Any] = {
-        f"{split}_limit": None if limit == "all" else int(limit) for split, limit in zip(SPLITS, limits, strict=True)
-    }
-    found = data.load(name, source="samples" if quick else "auto", seed=seed, download=not quick, **limited)
-    return found.to(device)
-
-
-_load = lru_cache(maxsize=2)(dataset)
+    limits: dict[str, Any] = {f"{name}_limit": None if part[name] == "all" else int(part[name]) for name in SPLITS}
+    quick = part["profile"] == "quick" and part["dataset"] in data.NAMES
+    source = "samples" if quick else "auto"
+    found = data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits)
+    return found.to(part["device"])
 
 
 def load(part: rows.Part) -> data.Dataset:
     """Return the dataset that a part names; it is kept for the parts that follow."""
-    limits = tuple(part[name] for name in SPLITS)
-    return _load(part["dataset"], limits, seed=part["seed"], profile=part["profile"], device=part["device"])
+    return _load(*(part[name] for name in LOADED))
+
+
+@lru_cache(maxsize=2)
+def _load(*values: Any) -> data.Dataset:
+    return dataset(dict(zip(LOADED, values, strict=True)))
 
 
 def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:

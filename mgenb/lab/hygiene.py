@@ -10,15 +10,11 @@ TYPES = {"str", "int", "float", "bool", "list"}
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
-LANGUAGE = {  # what a Python kernel says of its language
-    *("name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"),
-}
+# what a Python kernel says of its language
+LANGUAGE = {"name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"}
 CUT = re.compile(r"\.\.\.</t[dh]>")
-SHOWING = {
-    *("print", "display", "lab.start", "run.load", "run.bases", "run.measure", "run.rest_on", "run.tell"),
-    *("run.paper_says", "run.mechanism", "run.figure", "run.verdicts", "run.finish"),
-    *("run.claims_table", "run.readings_table"),
-}
+METHODS = "load bases measure rest_on tell paper_says mechanism figure verdicts finish claims_table readings_table"
+SHOWING = {"print", "display", "lab.start", *(f"run.{name}" for name in METHODS.split())}
 
 
 def problems(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ That the code behind a VERSION has not changed is held by tests, which measure a
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -85,8 +86,7 @@ class Record:
     @property
     def counted(self) -> str:
         """Return how many verdicts of each kind there are, as `2 contradicted, 1 reproduced`."""
-        kinds = Counter(claim["verdict"] for claim in self.claims)
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no verdicts"
+        return counted(claim["verdict"] for claim in self.claims) or "no verdicts"
 
     @property
     def stale(self) -> str:
@@ -100,6 +100,11 @@ class Record:
         if self.version != (today := catalog.version(self.stem)):
             return f"measured by version {self.version} of the experiment, today's is {today}"
         return ""
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """Return how many verdicts of each kind there are, as `2 contradicted, 1 reproduced`."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(verdicts).items()))
 
 
 def _kinds() -> dict[str, type]:
@@ -132,16 +137,16 @@ def audit(records: list[Record]) -> list[str]:
 
     today = {claim.id: claim.margin for claim in claims.load()}
     lines: list[str] = []
-    seen: dict[tuple[str, str], dict[str, list[str]]] = {}
+    verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
         lines += _questions(record, today)
-        for row in record.claims:
-            if row["verdict"] != claims.NOT_TESTED and not record.stale:
-                verdicts = seen.setdefault((row["id"], record.profile), {})
-                verdicts.setdefault(row["verdict"], []).append(record.stem)
-    for (name, profile), verdicts in seen.items():
-        if len(verdicts) > 1:
-            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in verdicts.items())
+        for row in record.claims if not record.stale else ():
+            if row["verdict"] != claims.NOT_TESTED:
+                places = verdicts.setdefault((row["id"], record.profile), {})
+                places.setdefault(row["verdict"], []).append(record.stem)
+    for (name, profile), places in verdicts.items():
+        if len(places) > 1:
+            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in places.items())
             lines.append(f"{name} flips between records ({profile}): {told}")
     return lines
 
@@ -155,7 +160,7 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
             lines.append(f"margin of {name} was {margin:g}, the registry says {today[name]:g}")
     if uses := len(record.test_uses):
         lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
-    lines += [f"LEAK, test images were used for selection: {one['reason']}" for one in record.leaks]
+    lines += [f"LEAK, test images were used for selection: {leak['reason']}" for leak in record.leaks]
     readings: dict[str, dict[str, str]] = {}
     for row in record.readings:
         readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]

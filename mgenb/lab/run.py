@@ -73,6 +73,7 @@ class Run:
         self.notebook, self.chosen = notebook, chosen
         self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
         self.settings, self.networks = chosen.settings, chosen.networks
+        self._of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
         self.s = SimpleNamespace(**chosen.settings)
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
@@ -93,17 +94,10 @@ class Run:
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine.
         """
-        network = network or self.networks[0]
-        limits = ("all", "all", "all") if whole else self._limits(network)
-        dataset = experiment.dataset(network.dataset, limits, seed=self.seed, profile=self.profile, device=self.device)
+        part = self.part(network, **(dict.fromkeys(experiment.SPLITS, "all") if whole else {}))
+        dataset = experiment.dataset({**part, **self._of_run})
         self._show_data(dataset.describe())
         return dataset
-
-    def _limits(self, network: Network) -> tuple[str, ...]:
-        """Return how many training, validation and test images the network takes at most, as text."""
-        if network.images:
-            return str(network.images), str(network.images // 5), str(network.images // 5)
-        return tuple(str(self.settings.get(name, "all")) for name in experiment.SPLITS)
 
     def _show_data(self, about: dict[str, Any]) -> None:
         counts = "{train} train, {val} validation, {test} test (sealed)".format(**about["counts"])
@@ -111,10 +105,13 @@ class Run:
         self.notes.data.append(about)
 
     def part(self, network: Network | None = None, /, **own: Any) -> dict[str, Any]:
-        """Return a part of an experiment on copies of `network`, else of the first one, and its data."""
+        """Return a part of an experiment on copies of `network`, else of the first one, with limits of data as text."""
         network = network or self.networks[0]
-        of = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
-        return {**of, **dict(zip(experiment.SPLITS, self._limits(network), strict=True)), **own}
+        trained = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
+        limits = {name: self.settings.get(name, "all") for name in experiment.SPLITS}
+        if network.images:
+            limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
+        return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
 
     def measure(
         self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
@@ -125,8 +122,7 @@ class Run:
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
-        of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
-        found = experiment.measure(parts, function, name, of_run, self.out, executor)
+        found = experiment.measure(parts, function, name, self._of_run, self.out, executor)
         self.machine = found.parts[["device", "cores"]].iloc[0].to_dict()
         self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
         for dataset, about in self._described.items():
