@@ -57,11 +57,6 @@ class Claim:
         return self.scale.get("dataset") == "none"
 
     @property
-    def control(self) -> bool:
-        """Whether the claim is our own control, which the paper does not make."""
-        return "(control)" in self.where
-
-    @property
     def printed_value(self) -> str:
         """The paper's number; "not transcribed" where it has one that was not read, "" where it needs none."""
         if self.paper_value is not None:
@@ -72,7 +67,7 @@ class Claim:
     @property
     def origin(self) -> str:
         """Who says so: "paper", "inferred from a figure" (its wording was not read), or "our control"."""
-        if self.control:
+        if "(control)" in self.where:  # which the paper does not make
             return "our control"
         return "paper" if self.transcribed or self.kind in NUMBER_KINDS else "inferred from a figure"
 

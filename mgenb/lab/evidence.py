@@ -93,9 +93,9 @@ def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Pla
         blocked={name: reason if name in tried else telling.UNTRIED for name, reason in obstacles.items()},
         differ={name: found.differ for name, found in measured.items()},
     )
-    alike = {name for name, found in measured.items() if not found.differ}
+    blocked = {name for name in judged if obstacles[name] or (name in measured and not measured[name].differ)}
     readings = (
-        _reading(judged[name], reading, estimate, blocked=bool(obstacles[name]) or name in alike)
+        _reading(judged[name], reading, estimate, blocked=name in blocked)
         for (name, reading), estimate in evidence.readings.items()
     )
     order = list(judged)

@@ -137,15 +137,8 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
 
     with _kernel(folder, rows) as kernel:
         try:
-            papermill.execute_notebook(
-                path,
-                folder / path.name,
-                dict(parameters),
-                kernel_name="python3",
-                cwd=path.parent,
-                progress_bar=sys.stderr.isatty(),
-                kernel_manager_class=kernel,
-            )
+            how = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": sys.stderr.isatty()}
+            papermill.execute_notebook(path, folder / path.name, dict(parameters), kernel_manager_class=kernel, **how)
         except papermill.PapermillExecutionError as error:
             return f"{error.ename}: {_short(error.evalue)}"
         except DeadKernelError:

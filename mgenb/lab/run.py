@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,18 +50,6 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     return Run(notebook, chosen)
 
 
-@dataclass
-class Notes:
-    """What a run writes down for its record under the same names, beside settings and verdicts."""
-
-    data: list[dict[str, Any]] = field(default_factory=list)
-    mechanism: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
-    test_uses: list[dict[str, Any]] = field(default_factory=list)
-    leaks: list[dict[str, str]] = field(default_factory=list)
-    figures: list[str] = field(default_factory=list)
-
-
 class Run:
     """One run of a notebook; made by `start`.
 
@@ -77,7 +65,8 @@ class Run:
         self.s = SimpleNamespace(**chosen.settings)
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
-        self.notes = Notes()
+        self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
+        self.notes |= {"test_uses": [], "leaks": [], "figures": []}
         self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
         self._checkpoints: list[Path] = []
         self.made: dict[Place, Bases] = {}  # the first ones first
@@ -102,7 +91,7 @@ class Run:
     def _show_data(self, about: dict[str, Any]) -> None:
         counts = "{train} train, {val} validation, {test} test (sealed)".format(**about["counts"])
         print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
-        self.notes.data.append(about)
+        self.notes["data"].append(about)
 
     def part(self, network: Network | None = None, /, **own: Any) -> dict[str, Any]:
         """Return a part of an experiment on copies of `network`, else of the first one, with limits of data as text."""
@@ -128,7 +117,7 @@ class Run:
         for dataset, about in self._described.items():
             self._show_data(about)
             if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
-                self.notes.test_uses.append({"dataset": about["name"], "looks": looks})
+                self.notes["test_uses"].append({"dataset": about["name"], "looks": looks})
         if found.unfinished:
             print(found.unfinished)
             self.found.untested |= {claim.id: found.unfinished for claim in self.family if claim.kind != "setting"}
@@ -203,12 +192,12 @@ class Run:
             return measure(net, test, state)
 
         found = experiment.final_test(dataset, models, look, self.notebook.stem)
-        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
+        self.notes["test_uses"].append({"dataset": dataset.name, "models": len(models)})
         return found
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self.notes.leaks.append({"dataset": dataset.name, "reason": reason})
+        self.notes["leaks"].append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
 
@@ -293,13 +282,13 @@ class Run:
 
     def mechanism(self, name: str, value: object) -> None:
         """Print and record a fact of the method that holds at any scale; nbval compares it."""
-        self.notes.mechanism[name] = value
+        self.notes["mechanism"][name] = value
         print(f"mechanism {name}: {value}")
 
     def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
         """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
         recorded = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
-        (self.timed if timed else self.notes.tables)[name] = recorded
+        (self.timed if timed else self.notes["tables"])[name] = recorded
         return frame
 
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
@@ -309,7 +298,7 @@ class Run:
         figures.caption(figure, experiment.caption(of) if of else own)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, self.out / file)
-        self.notes.figures.append(file)
+        self.notes["figures"].append(file)
 
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
@@ -333,11 +322,22 @@ def record_of(run: Run) -> Record:
         | {"val_accuracy": list(made.val_accuracy), "test_accuracy": list(made.test_accuracy)}
         for made in run.made.values()
     ]
+    context = {
+        **experiment.machine(run.device),
+        "mgenb": mgenb.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - run.began, 1),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "timed": run.timed,
+    }
     return Record(
         schema=SCHEMA,
         stem=run.notebook.stem,
         profile=run.profile,
-        context={**_context(run), **run.machine, "timed": run.timed},
+        context=context | run.machine,
         seed=run.seed,
         version=run.version,
         registry=claims.registry_hash(run.notebook.stem),
@@ -347,18 +347,5 @@ def record_of(run: Run) -> Record:
         claims=[verdict.to_json() for verdict in judged.verdicts],
         readings=list(judged.readings),
         bases=bases,
-        **vars(run.notes),
+        **run.notes,
     )
-
-
-def _context(run: Run) -> dict[str, Any]:
-    return {
-        **experiment.machine(run.device),
-        "mgenb": mgenb.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - run.began, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
