@@ -86,8 +86,7 @@ def run(
     which: Annotated[str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")],
     profile: Profile = "quick",
     parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated."),
+        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,

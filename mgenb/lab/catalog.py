@@ -74,10 +74,10 @@ def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
     """
     if chosen := os.environ.get("MGENB_OUT"):
         return Path(chosen)
-    told = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
-    name = re.sub(r"[^\w.,=+-]", "_", told)[:LONGEST_NAME]
-    if name != told:
-        name += "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    whole = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
+    name = re.sub(r"[^\w.,=+-]", "_", whole)[:LONGEST_NAME]
+    if name != whole:
+        name += "-" + hashlib.sha256(whole.encode()).hexdigest()[:8]
     return project_root() / "runs" / (f"{profile}-{name}" if name else profile)
 
 

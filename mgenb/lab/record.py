@@ -71,8 +71,8 @@ class Record:
             needed = today or name in ("stem", "profile", "claims")
             values[name] = found.get(name, None if needed else kind())
             if not isinstance(values[name], kind):
-                told = f"is {values[name]!r}" if name in found else "is missing"
-                raise MgenbError(f"{where} is not a record ({name} {told}; right is a {kind.__name__}): make it again")
+                fault = f"is {values[name]!r}" if name in found else "is missing"
+                raise MgenbError(f"{where} is not a record ({name} {fault}; right is a {kind.__name__}): make it again")
         for row in values["claims"]:
             if lacking := [key for key in CLAIM_KEYS[: None if today else 2] if key not in row]:
                 raise MgenbError(f"{where} is not a record (a claim lacks {lacking[0]!r}): make it again")
@@ -146,8 +146,8 @@ def audit(records: list[Record]) -> list[str]:
                 places.setdefault(row["verdict"], []).append(record.stem)
     for (name, profile), places in verdicts.items():
         if len(places) > 1:
-            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in places.items())
-            lines.append(f"{name} flips between records ({profile}): {told}")
+            where = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in places.items())
+            lines.append(f"{name} flips between records ({profile}): {where}")
     return lines
 
 

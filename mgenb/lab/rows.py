@@ -82,8 +82,8 @@ def measure(
     plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
     if twice := next((part for part in plain if plain.count(part) > 1), None):
         raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
-    one = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
-    _write(list((executor.map if executor else map)(one, plain)), experiment, folder)
+    measure_part = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
+    _write(list((executor.map if executor else map)(measure_part, plain)), experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
@@ -160,7 +160,7 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     from mgenb.store import write_atomic, write_json, write_text
 
     parts = [_read_json(file) for file in files]
-    rows = [{**one["part"], **row} for one in parts for row in one["rows"]]
+    rows = [{**stored["part"], **row} for stored in parts for row in stored["rows"]]
     _same_columns(rows)
     frame = pd.DataFrame(rows)
     columns = _columns(frame)
@@ -170,9 +170,9 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
-    told = [{"part": one["part"], "rows": len(one["rows"]), "about": one["about"]} for one in parts]
+    counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
     head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
-    write_json(csv.with_suffix(".parts.json"), {**head, "parts": told}, sort_keys=False)
+    write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, str]:
@@ -195,9 +195,11 @@ def read(path: Path) -> Rows:
     if head.get("schema") != SCHEMA:
         raise MgenbError(f"{beside} has schema {head.get('schema')}; right is {SCHEMA}: measure it again")
     try:
-        columns, told = head["columns"], head["parts"]
-        experiment = Experiment(head["stem"], head["version"], head["seed"])
-        named = {_name(one["part"]): {**one["part"], **one["about"], "rows": one["rows"]} for one in told}
+        columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
+        named = {
+            _name(stored["part"]): {**stored["part"], **stored["about"], "rows": stored["rows"]}
+            for stored in head["parts"]
+        }
     except (KeyError, TypeError) as error:
         raise MgenbError(f"{beside} lacks {error}; measure it again") from error
     parts = pd.DataFrame(list(named.values()), index=list(named))

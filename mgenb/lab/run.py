@@ -208,9 +208,9 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
-        told |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
-        file = store.unfinished(f"{self.notebook.stem}-{name}", told)
+        same = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
+        same |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
+        file = store.unfinished(f"{self.notebook.stem}-{name}", same)
         self._checkpoints.append(file)
         return file
 

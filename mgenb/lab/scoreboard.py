@@ -71,7 +71,7 @@ def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def _shown(frame: pd.DataFrame) -> list[str]:
     """Return the verdicts in their order; *stale* only where something is."""
-    return [one for one in ORDER if one != STALE or (frame["verdict"] == STALE).any()]
+    return [verdict for verdict in ORDER if verdict != STALE or (frame["verdict"] == STALE).any()]
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -79,8 +79,8 @@ def markdown(frame: pd.DataFrame) -> str:
     lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
     for row in frame[frame["verdict"] != NOT_TESTED].sort_values("notebook", kind="stable").to_dict("records"):
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
-        told = f"{row['statement']} ({row['where']})"
-        lines.append(f"| {row['verdict']} | {told} | {row['measured']} | {row['scale']} | {link} |")
+        claim = f"{row['statement']} ({row['where']})"
+        lines.append(f"| {row['verdict']} | {claim} | {row['measured']} | {row['scale']} | {link} |")
     return "\n".join(lines)
 
 

@@ -53,12 +53,12 @@ def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) 
     for name in moves:
         _flush(stage / name)
     # relative, so that it holds where the whole folder was moved
-    told = {
+    journal = {
         "moves": {name: os.path.relpath(place, stage) for name, place in moves.items()},
         "gone": [os.path.relpath(path, stage) for path in gone],
     }
     draft = stage / f"{MOVES}.draft"
-    draft.write_text(json.dumps(told), encoding="utf-8")
+    draft.write_text(json.dumps(journal), encoding="utf-8")
     _flush(draft)
     os.replace(draft, stage / MOVES)
     finish(stage)
@@ -73,11 +73,11 @@ def finish(stage: Path) -> None:
     """Do what is left of a move that was begun; nothing where none was. Raises MgenbError when it cannot."""
     if not (stage / MOVES).exists():
         return
-    told = json.loads((stage / MOVES).read_text(encoding="utf-8"))
+    journal = json.loads((stage / MOVES).read_text(encoding="utf-8"))
     try:
-        for path in told["gone"]:
+        for path in journal["gone"]:
             (stage / path).unlink(missing_ok=True)
-        for name, place in told["moves"].items():
+        for name, place in journal["moves"].items():
             if (stage / name).exists():  # else it was moved before
                 (stage / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(stage / name, stage / place)
