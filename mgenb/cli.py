@@ -4,20 +4,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mgenb import merge_cli, pool_cli
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog, stage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 app = typer.Typer(
     help="Two papers that make networks without training, re-examined claim by claim. Start: mgenb run all",
@@ -76,12 +72,12 @@ def list_() -> None:
         print(f"{number}  {notebook.title}")
         print(f"    reproduces {notebook.reproduces}")
         print("    cost       " + "; ".join(f"{name} {cost}" for name, cost in notebook.cost.items()))
-        mine = [one for one in records if one.stem == notebook.stem]
-        for one in mine:
-            stale = f"; STALE, no evidence: {one.stale}" if one.stale else ""
-            print(f"    record     {one.profile}, {one.context['finished'][:10]}: {one.counted}{stale}")
-        if not mine:
-            print("    record     none is committed")
+        lines = []
+        for made in (made for made in records if made.stem == notebook.stem):
+            stale = f"; STALE, no evidence: {made.stale}" if made.stale else ""
+            lines.append(f"{made.profile}, {made.context['finished'][:10]}: {made.counted}{stale}")
+        for line in lines or ["none is committed"]:
+            print(f"    record     {line}")
 
 
 @app.command()
@@ -90,8 +86,7 @@ def run(
     which: Annotated[str, typer.Argument(metavar="NN|STEM|all", help="Number or stem of a notebook, or all.")],
     profile: Profile = "quick",
     parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated."),
+        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
@@ -188,30 +183,21 @@ def claims(
     ] = False,
 ) -> None:
     """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""
-    from mgenb.lab import record, scoreboard
+    from mgenb.lab import record, scoreboard, tables
 
     records = record.committed()
     frame = scoreboard.table(records, paper)
     if markdown:
         print(scoreboard.markdown(frame))
     else:
-        _print_claims(frame)
+        where = frame["where"].where(~frame["says"].str.startswith("inferred"), frame["where"] + " (inferred)")
+        shown = frame.assign(where=where, verdict=frame["told"])
+        print(tables.text(shown[["where", "kind", "paper value", "verdict"]]))
+        controls = (frame["says"] == "our control").sum()
+        kinds = record.counted(verdict.split(" [")[0] for verdict in frame["told"])
+        print(f"{len(frame)} claims, {controls} of them our own controls: {kinds}")
     if audit:
         print("\n".join(["", *(record.audit(records) or ["nothing to question: no records"])]))
-
-
-def _print_claims(frame: "pd.DataFrame") -> None:
-    from mgenb.lab import tables
-
-    where = frame["where"].where(~frame["says"].str.startswith("inferred"), frame["where"] + " (inferred)")
-    columns = {"where": where, "kind": frame["kind"], "paper value": frame["paper value"], "verdict": frame["told"]}
-    print(tables.text(frame.assign(**columns)[list(columns)]))
-    kinds = Counter(one.split(" [")[0] for one in frame["told"])
-    controls = int((frame["says"] == "our control").sum())
-    print(
-        f"{len(frame)} claims, {controls} of them our own controls: "
-        + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    )
 
 
 @app.command()

@@ -64,10 +64,14 @@ def _cannot_write(path: Path, error: Exception) -> MgenbError:
     return MgenbError(f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
 def unfinished(name: str, told: Mapping[str, Any]) -> Path:

@@ -1,7 +1,7 @@
 """What the two papers claim, and the rule that turns evidence into verdicts."""
 
 from mgenb.claims.registry import Claim, get, load, registry_hash
-from mgenb.claims.verdicts import NOT_TESTED, Scale, Verdict, best, decide, judge, not_tested, p_value
+from mgenb.claims.verdicts import NOT_TESTED, Scale, Verdict, best, decide, judge, p_value
 
 __all__ = [
     "NOT_TESTED",
@@ -13,7 +13,6 @@ __all__ = [
     "get",
     "judge",
     "load",
-    "not_tested",
     "p_value",
     "registry_hash",
 ]

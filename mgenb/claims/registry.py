@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -56,11 +57,6 @@ class Claim:
         return self.scale.get("dataset") == "none"
 
     @property
-    def control(self) -> bool:
-        """Whether the claim is our own control, which the paper does not make."""
-        return "(control)" in self.where
-
-    @property
     def printed_value(self) -> str:
         """The paper's number; "not transcribed" where it has one that was not read, "" where it needs none."""
         if self.paper_value is not None:
@@ -71,7 +67,7 @@ class Claim:
     @property
     def origin(self) -> str:
         """Who says so: "paper", "inferred from a figure" (its wording was not read), or "our control"."""
-        if self.control:
+        if "(control)" in self.where:  # which the paper does not make
             return "our control"
         return "paper" if self.transcribed or self.kind in NUMBER_KINDS else "inferred from a figure"
 
@@ -93,11 +89,9 @@ def parse(paper: str, text: str) -> tuple[Claim, ...]:
     for table in data.get("table", []):
         entries += _expand(table, data.get("names", {}))
     claims = tuple(_claim(paper, entry) for entry in entries)
-    seen: set[str] = set()
-    for claim in claims:
-        if claim.id in seen:
-            raise MgenbError(f"claim {claim.id!r} stands twice in the registry")
-        seen.add(claim.id)
+    for claim_id, count in Counter(claim.id for claim in claims).items():
+        if count > 1:
+            raise MgenbError(f"claim {claim_id!r} stands twice in the registry")
     return claims
 
 

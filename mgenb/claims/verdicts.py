@@ -8,7 +8,7 @@ not tested     nothing was measured at a scale that speaks to the claim
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mgenb.claims.registry import NUMBER_KINDS, Claim, get
@@ -72,20 +72,25 @@ class Verdict:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
         return f"{self.claim.id}: {self.told}"
 
+    @property
+    def measured(self) -> str:
+        """The estimate with its 95 % interval and unit; "" where there is none."""
+        if self.estimate is None:
+            return ""
+        ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
+        return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
+
+    @property
+    def replicates(self) -> str:
+        """How many units of replication there are, as "5 seeds"; "" where there are none."""
+        return "" if self.estimate is None else f"{self.n} {self.unit}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""
-        numbers = {name: _finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
-        return {
-            "id": self.claim.id,
-            "verdict": self.verdict,
-            "token": self.token,
-            "scale": {name: getattr(self.scale, name) for name in ("profile", "variant", "dataset", "arch", "changed")},
-            **numbers,
-            "n": self.n,
-            "unit": self.unit,
-            "margin": self.claim.margin,
-            "reason": self.reason,
-        }
+        plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
+        numbers = {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
+        about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
+        return {**about, **plain, **numbers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
@@ -97,11 +102,9 @@ class Verdict:
 def decide(claim: Claim, interval: Interval) -> str:
     """Return "reproduced", "contradicted" or "inconclusive" for an interval in the claim's unit."""
     low, high = interval
-    if claim.kind in ("comparison", "trend"):
+    if claim.kind in ("comparison", "trend", "existence"):
         # In this order: an advantage that is real but too small to matter does not reproduce the claim.
-        contradicted, reproduced = high < claim.margin, low > 0
-    elif claim.kind == "existence":
-        contradicted, reproduced = high < claim.margin, low > claim.margin
+        contradicted, reproduced = high < claim.margin, low > (claim.margin if claim.kind == "existence" else 0)
     elif claim.kind == "bound":
         bound = _paper_value(claim)
         contradicted, reproduced = low > bound, high <= bound
@@ -128,10 +131,7 @@ def p_value(claim: Claim, estimate: Estimate) -> float:
         return 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        if _decided(claim, estimate, math.exp(middle)):
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if _decided(claim, estimate, math.exp(middle)) else (middle, high)
     return math.exp(high)
 
 
@@ -153,20 +153,18 @@ def judge(
     inconclusive.
     """
     blocked, differ = blocked or {}, differ or {}
-    claims = {name: get(name) for name in [*evidence, *(name for name in blocked if name not in evidence)]}
+    claims = {name: get(name) for name in {**evidence, **blocked}}
     scales = {name: scale if isinstance(scale, Scale) else scale[name] for name in claims}
-    reasons = {name: blocked.get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
-    for name, really in differ.items():
-        if name in reasons and not really:
-            reasons[name] = reasons[name] or "generated models do not differ from the base"
+    alike = {name: "generated models do not differ from the base" for name, really in differ.items() if not really}
+    reasons = {
+        name: blocked.get(name) or _obstacle(claim, scales[name]) or alike.get(name, "")
+        for name, claim in claims.items()
+    }
     family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
     tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
-    return [tested.get(name) or not_tested(claims[name], scales[name], reasons[name]) for name in claims]
-
-
-def not_tested(claim: Claim, scale: Scale, reason: str) -> Verdict:
-    """Return the verdict of a claim for which there is no evidence."""
-    return Verdict(claim, NOT_TESTED, scale, reason)
+    return [
+        tested.get(name) or Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()
+    ]
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:
@@ -176,10 +174,10 @@ def best(verdicts: Iterable[Verdict]) -> Verdict:
         untested = verdict.verdict == NOT_TESTED
         return untested, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
-    ranked = sorted(verdicts, key=rank)
-    if not ranked:
+    first = min(verdicts, key=rank, default=None)
+    if first is None:
         raise MgenbError("there is no verdict to choose from")
-    return ranked[0]
+    return first
 
 
 def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
@@ -275,5 +273,6 @@ def _paper_value(claim: Claim) -> float:
     return claim.paper_value
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
     return None if number is None or not math.isfinite(number) else float(number)

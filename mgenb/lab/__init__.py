@@ -6,22 +6,14 @@ The names are imported when first used, so that the command line does not wait f
 from importlib import import_module
 from typing import Any
 
-_HOME = {
-    "start": "run",
-    "Run": "run",
-    "points_lost": "evidence",
-    "load": "experiment",
-    "trained": "experiment",
-    "final_test": "experiment",
-    "caption": "experiment",
-    "figures": "figures",
-    "diagrams": "diagrams",
-    "explore": "explore",
-}
+_MODULES = ("figures", "diagrams", "explore")
+_HOME = {"start": "run", "points_lost": "evidence"}
+_HOME |= dict.fromkeys(("load", "trained", "final_test", "caption"), "experiment")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"mgenb.lab.{name}")
     if name not in _HOME:
         raise AttributeError(f"mgenb.lab has no {name!r}")
-    module = import_module(f"mgenb.lab.{_HOME[name]}")
-    return module if _HOME[name] == name else getattr(module, name)
+    return getattr(import_module(f"mgenb.lab.{_HOME[name]}"), name)

@@ -46,11 +46,10 @@ def notebooks() -> tuple[Notebook, ...]:
 
 def find(wanted: str) -> Notebook:
     """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
-    for notebook in notebooks():
-        number = notebook.stem.split("_")[0]
-        if wanted in (notebook.stem, f"{notebook.stem}.ipynb", number) or wanted.zfill(2) == number:
+    known = {notebook.stem: notebook for notebook in notebooks()}
+    for stem, notebook in known.items():
+        if wanted.removesuffix(".ipynb") == stem or wanted.zfill(2) == stem.split("_")[0]:
             return notebook
-    known = [notebook.stem for notebook in notebooks()]
     raise MgenbError(f"no notebook {wanted!r}{nearest(wanted, known)}; known: {', '.join(known)}")
 
 
@@ -75,10 +74,10 @@ def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
     """
     if chosen := os.environ.get("MGENB_OUT"):
         return Path(chosen)
-    told = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
-    name = re.sub(r"[^\w.,=+-]", "_", told)[:LONGEST_NAME]
-    if name != told:
-        name += "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    whole = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
+    name = re.sub(r"[^\w.,=+-]", "_", whole)[:LONGEST_NAME]
+    if name != whole:
+        name += "-" + hashlib.sha256(whole.encode()).hexdigest()[:8]
     return project_root() / "runs" / (f"{profile}-{name}" if name else profile)
 
 

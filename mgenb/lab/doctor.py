@@ -33,17 +33,14 @@ def libraries() -> Iterator[Finding]:
     for requirement in metadata.requires("mgenb") or []:
         if "extra ==" in requirement:
             continue
-        name = re.split(r"[<>=!~; \[]", requirement)[0]
-        pinned = requirement.split("==")[1] if "==" in requirement else ""
+        name, pinned = re.split(r"[<>=!~; \[]", requirement)[0], requirement.partition("==")[2]
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             yield False, f"{name} is missing: pip install '{requirement}'"
             continue
-        if pinned and version != pinned:
-            yield False, f"{name} {version}, but only {pinned} is right: pip install {requirement}"
-        else:
-            yield True, f"{name} {version}"
+        right = pinned in ("", version)
+        yield right, f"{name} {version}" + ("" if right else f", but only {pinned} is right: pip install {requirement}")
 
 
 def torch_pair() -> Finding:
@@ -52,19 +49,14 @@ def torch_pair() -> Finding:
         import_module("torch")
         import_module("torchvision")
     except Exception as error:  # a broken binary raises anything
-        return False, explain(error)
+        why = " ".join(str(error).split())
+        if "torchvision::nms does not exist" in why:
+            return False, (
+                "torchvision was built for another torch (most often a CPU-only torch beside PyPI's torchvision:"
+                f" 'operator torchvision::nms does not exist'); install both from one index: {PAIR}"
+            )
+        return False, f"torch or torchvision does not load ({type(error).__name__}: {why}): {PAIR}"
     return True, "torch and torchvision load together"
-
-
-def explain(error: Exception) -> str:
-    """Return what to do when torch or torchvision does not load."""
-    told = " ".join(str(error).split())
-    if "torchvision::nms does not exist" in told:
-        return (
-            "torchvision was built for another torch (most often a CPU-only torch beside PyPI's torchvision:"
-            f" 'operator torchvision::nms does not exist'); install both from one index: {PAIR}"
-        )
-    return f"torch or torchvision does not load ({type(error).__name__}: {told}): {PAIR}"
 
 
 def device() -> str:

@@ -1,6 +1,5 @@
 """What was found: estimates, readings and reasons, stored as they come and judged all at once."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from mgenb import claims, stats
+from mgenb.claims.verdicts import finite
 from mgenb.errors import MgenbError
 from mgenb.lab import telling
 
@@ -93,9 +93,9 @@ def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Pla
         blocked={name: reason if name in tried else telling.UNTRIED for name, reason in obstacles.items()},
         differ={name: found.differ for name, found in measured.items()},
     )
-    alike = {name for name, found in measured.items() if not found.differ}
+    blocked = {name for name in judged if obstacles[name] or (name in measured and not measured[name].differ)}
     readings = (
-        _reading(judged[name], reading, estimate, blocked=bool(obstacles[name]) or name in alike)
+        _reading(judged[name], reading, estimate, blocked=name in blocked)
         for (name, reading), estimate in evidence.readings.items()
     )
     order = list(judged)
@@ -129,9 +129,9 @@ def _scale(claim: claims.Claim, found: Measured | None, bases: Mapping[Place, Ba
 
 def _reading(claim: claims.Claim, reading: str, estimate: stats.Estimate, *, blocked: bool) -> dict[str, Any]:
     low, high = estimate.interval()
-    ends = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
     verdict = claims.NOT_TESTED if blocked else claims.decide(claim, (low, high))
-    return {"claim": claim.id, "reading": reading, "estimate": estimate.estimate, **ends, "verdict": verdict}
+    measured = {"estimate": estimate.estimate, "low": finite(low), "high": finite(high)}
+    return {"claim": claim.id, "reading": reading, **measured, "verdict": verdict}
 
 
 def points_lost(look: Look, method: str) -> np.ndarray:
@@ -148,11 +148,8 @@ def points_lost(look: Look, method: str) -> np.ndarray:
     return np.array(lost)
 
 
-def compared(look: Look, better: str, worse: str, places: tuple[Place, ...] = ()) -> Measured:
-    """Return how many points more `worse` loses than `better` (see `points_lost`), as evidence."""
-    hits = {
-        name: [right.double().mean() for (label, *_), right in look.items() if label == name]
-        for name in (better, worse)
-    }
-    left = max(100 * float(np.mean(rights)) for rights in hits.values())
-    return Measured(stats.paired(points_lost(look, worse), points_lost(look, better)), places, left=left)
+def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float]:
+    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy (%)."""
+    rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
+    left = max(100 * float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
+    return stats.paired(points_lost(look, worse), points_lost(look, better)), left

@@ -10,14 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
-
-if TYPE_CHECKING:
-    from mgenb.lab.parameters import Parameters
 
 VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested)(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
@@ -82,16 +79,16 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
 
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
     texts = _pairs(given)
-    return [_job(notebook, parameters.check(notebook, profile, texts), out) for notebook in chosen]
-
-
-def _job(notebook: catalog.Notebook, checked: "Parameters", out: Path | None) -> Job:
-    folder = (out or catalog.output_dir(checked.profile, checked.changed)).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise MgenbError(f"{folder} is a file; give a folder with --out")
-    if folder == (catalog.project_root() / "notebooks").resolve():
-        raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
-    return Job(notebook, path_of(notebook), {"profile": checked.profile, **checked.given}, folder)
+    jobs = []
+    for notebook in chosen:
+        checked = parameters.check(notebook, profile, texts)
+        folder = (out or catalog.output_dir(profile, checked.changed)).expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise MgenbError(f"{folder} is a file; give a folder with --out")
+        if folder == (catalog.project_root() / "notebooks").resolve():
+            raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
+        jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **checked.given}, folder))
+    return jobs
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
@@ -106,21 +103,6 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
             raise MgenbError(f"parameter {name!r} is given twice")
         pairs[name] = value
     return pairs
-
-
-@contextmanager
-def _environment(out: Path, rows: Path | None) -> Iterator[None]:
-    """Set where a kernel, which inherits it, writes, and the folder whose rows it reads (None: it measures)."""
-    before = dict(os.environ)
-    os.environ["MGENB_OUT"] = str(out)
-    os.environ.pop(catalog.ANALYSE, None)
-    if rows:
-        os.environ[catalog.ANALYSE] = str(rows)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def execute(job: Job) -> Outcome:
@@ -153,17 +135,10 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    with _environment(folder, rows), _kernel() as kernel:
+    with _kernel(folder, rows) as kernel:
         try:
-            papermill.execute_notebook(
-                path,
-                folder / path.name,
-                dict(parameters),
-                kernel_name="python3",
-                cwd=path.parent,
-                progress_bar=sys.stderr.isatty(),
-                kernel_manager_class=kernel,
-            )
+            how = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": sys.stderr.isatty()}
+            papermill.execute_notebook(path, folder / path.name, dict(parameters), kernel_manager_class=kernel, **how)
         except papermill.PapermillExecutionError as error:
             return f"{error.ename}: {_short(error.evalue)}"
         except DeadKernelError:
@@ -172,19 +147,25 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
 
 
 @contextmanager
-def _kernel() -> Iterator[type]:
-    """Yield the class by which papermill starts a kernel and speaks to it.
+def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
+    """Yield the class by which papermill starts a kernel, which writes to `out`, and speaks to it.
 
-    It speaks through sockets in a folder of this user, not through ports of the machine, where there are such.
+    The kernel reads what is in the folder `rows`; None: it measures. It is spoken to through sockets in a folder of
+    this user, not through ports of the machine, where there are such.
     """
     from jupyter_client.manager import AsyncKernelManager
 
+    environment = {name: value for name, value in os.environ.items() if name != catalog.ANALYSE}
+    environment |= {"MGENB_OUT": str(out), **({catalog.ANALYSE: str(rows)} if rows else {})}
     with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
         private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
 
         class Kernel(AsyncKernelManager):
             def __init__(self, **options: Any) -> None:
                 super().__init__(**options, **({"transport": "ipc", "ip": f"{folder}/kernel"} if private else {}))
+
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+                await super().start_kernel(**options, env=environment)
 
             async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
                 # in the midst of a cell a kernel that is asked to end tells of its own troubles first
@@ -227,12 +208,9 @@ def where_to_look(outcomes: Sequence[Outcome]) -> str:
 
 def tokens(nb: Any) -> list[str]:
     """Return the verdict and mechanism lines that the cells of a notebook printed, in order."""
-    lines: list[str] = []
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stdout":
-                lines += [line for line in output.text.splitlines() if TOKEN.fullmatch(line)]
-    return lines
+    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    printed = [output.text for output in outputs if output.get("name") == "stdout"]
+    return [line for text in printed for line in text.splitlines() if TOKEN.fullmatch(line)]
 
 
 def clean(nb: Any) -> None:
@@ -253,11 +231,9 @@ def _kept(outputs: Sequence[Any]) -> list[Any]:
     """Drop stderr and live widgets, and join what stderr had cut in two."""
     kept: list[Any] = []
     for output in outputs:
-        stream = output.output_type == "stream"
-        widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-        if widget or (stream and output.name == "stderr"):
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
             continue
-        if stream and kept and kept[-1].output_type == "stream":
+        if kept and output.get("name") == kept[-1].get("name") == "stdout":
             kept[-1].text += output.text
         else:
             kept.append(output)
@@ -282,23 +258,27 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
     with stage.held(folder):
         if error := _execute_in(folder, path, {} if quick else {"profile": profile}, None if measure else figures):
             raise MgenbError(f"{stem} was left as it is; {error}")
-        nb = nbformat.read(folder / path.name, as_version=4)
         if quick:
+            nb = nbformat.read(folder / path.name, as_version=4)
             clean(nb)
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         record = figures / f"{stem}.json"
-        old = tokens(nbformat.read(path, as_version=4)) if quick else _recorded(record)
-        new = tokens(nb) if quick else _recorded(folder / record.name)
+        telling = path if quick else record
+        old, new = _tokens_in(telling), _tokens_in(folder / telling.name)
         shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
         _keep_if_the_same(record, folder / record.name)
         _publish(folder, stem, figures, path if quick else None)
     return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
 
 
-def _recorded(path: Path) -> list[str]:
-    """Return the tokens of a record, as the notebook prints them; none where there is no record."""
+def _tokens_in(path: Path) -> list[str]:
+    """Return the tokens of a notebook, or of a record as the notebook prints them; none where there is no file."""
+    import nbformat
+
     if not path.exists():
         return []
+    if path.suffix == ".ipynb":
+        return tokens(nbformat.read(path, as_version=4))
     record = read(path)
     facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
     return facts + [claim["token"] for claim in record.claims]

@@ -6,13 +6,12 @@ So the function needs nothing but its part, and can be called in another process
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -21,39 +20,38 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, rows
 
 SPLITS = ("train", "val", "test")
+LOADED = ("dataset", *SPLITS, "seed", "profile", "device")  # what makes a dataset
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
 State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
+Candidates = Mapping[Any, Candidate]  # by label
 Measure = Callable[[nn.Module, data.Split, Any], Any]
 Finish = Callable[[nn.Module, data.Dataset], None]
 
 
-def dataset(name: str, limits: Sequence[str], *, seed: int, profile: str, device: Any) -> data.Dataset:
-    """Return a dataset on `device`, with at most so many training, validation and test images (or "all").
+def dataset(part: rows.Part) -> data.Dataset:
+    """Return the dataset that a part names on its device, with at most so many images of each split (or "all").
 
     The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the same on every
     machine.
     """
-    train, val, test = (None if limit == "all" else int(limit) for limit in limits)
-    quick = profile == "quick" and name in data.NAMES
+    limits: dict[str, Any] = {f"{name}_limit": None if part[name] == "all" else int(part[name]) for name in SPLITS}
+    quick = part["profile"] == "quick" and part["dataset"] in data.NAMES
     source = "samples" if quick else "auto"
-    found = data.load(
-        name, source=source, seed=seed, train_limit=train, val_limit=val, test_limit=test, download=not quick
-    )
-    return found.to(device)
+    found = data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits)
+    return found.to(part["device"])
 
 
 def load(part: rows.Part) -> data.Dataset:
     """Return the dataset that a part names; it is kept for the parts that follow."""
-    limits = tuple(part[name] for name in SPLITS)
-    return _load(part["dataset"], limits, part["seed"], part["profile"], part["device"])
+    return _load(*(part[name] for name in LOADED))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, limits: tuple[str, ...], seed: int, profile: str, device: str) -> data.Dataset:
-    return dataset(name, limits, seed=seed, profile=profile, device=device)
+def _load(*values: Any) -> data.Dataset:
+    return dataset(dict(zip(LOADED, values, strict=True)))
 
 
 def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
@@ -75,7 +73,7 @@ def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int
 
 
 def final_test(
-    dataset: data.Dataset, models: Mapping[Any, Candidate], measure: Measure = population.correct, reason: str = ""
+    dataset: data.Dataset, models: Candidates, measure: Measure = population.correct, reason: str = ""
 ) -> dict[Any, Any]:
     """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
 
@@ -112,9 +110,7 @@ def measure(
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
     uses = load({**part, **run}).test.uses
     before = len(uses)
-    found = function({**part, **run})
-    made, arrays = found if isinstance(found, tuple) else (found, {})
-    made = made if isinstance(made, pd.DataFrame) else list(made)  # what a generator has yet to do, now
+    made, arrays, _ = rows.unpacked(function({**part, **run}))
     if (looks := len(uses) - before) > 1:
         raise MgenbError(f"the part {dict(part)} looked at the test images {looks} times; right is one look")
     return made, arrays, {"test_looks": looks}
@@ -125,22 +121,32 @@ def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
     described = load({**part, **run}).describe()
     states = [net.state_dict() for net in trained({**part, **run})]
     number = f"network {part['base']}" if "base" in part else f"pair {part['pair']}"
-    cuda = torch.device(run["device"]).type == "cuda"
     return {
         "data": described["digest"],
         "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),
         "nets": ", ".join([*(f"{name} {part[name]}" for name in TRAINED), number]),
         "described": described,
         "profile": run["profile"],
-        "device": torch.cuda.get_device_name(run["device"]) if cuda else "cpu",
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
+        **machine(torch.device(run["device"])),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what computes on `device`: its name, the cores beside it, and the version of torch."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
 def caption(found: rows.Rows) -> str:
     """Return which profile, networks and data made the rows."""
-    places = found.parts[["profile", "arch", "described"]].itertuples(index=False, name=None)
-    told = [f"{arch} on {about['name']} [{about['variant']}]" for _, arch, about in places]
-    return ", ".join([f"profile {found.parts['profile'].iloc[0]}", *dict.fromkeys(told)])
+    described = zip(found.parts["arch"], found.parts["described"], strict=True)
+    return made_by(
+        found.parts["profile"].iloc[0], ((arch, about["name"], about["variant"]) for arch, about in described)
+    )
+
+
+def made_by(profile: str, places: Iterable[tuple[str, str, str]]) -> str:
+    """Return "profile quick, lenet on mnist [sample]", with each place (architecture, dataset, variant) once."""
+    told = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
+    return ", ".join([f"profile {profile}", *dict.fromkeys(told)])

@@ -20,79 +20,38 @@ TEXT = "#222222"
 MUTED = "#595959"
 BAND = "#dfe6ea"
 
-# Opaque white, so that a figure reads the same in the light and in the dark theme of JupyterLab.
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "figure.edgecolor": "white",
-    "figure.figsize": (6.4, 3.8),
-    "figure.dpi": DPI,
-    "figure.constrained_layout.use": True,
-    "axes.facecolor": "white",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": TEXT,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": TEXT,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "savefig.dpi": DPI,
-    "savefig.facecolor": "white",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-}
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#5A5A5A"
 
-# Okabe and Ito's palette without its yellow (too pale on white), and a grey: name -> colour, marker, line.
-# A colour serves again only for things that never share a plot, or that are the same thing (`generated` is
+# Okabe and Ito's palette without its yellow (too pale on white), and a grey: (colour, marker, line) -> names.
+# A look serves again only for things that never share a plot, or that are the same thing (`generated` is
 # made with the `energy` mask; `high_index` keeps the `high` band).
-_LOOKS: dict[str, tuple[str, str, str]] = {
-    "low": (BLUE, "o", "-"),
-    "mid": (ORANGE, "s", "--"),
-    "high": (PURPLE, "^", "-."),
-    "energy": (BLUE, "o", "-"),
-    "high_index": (PURPLE, "^", "-."),
-    "fig7": (GREEN, "D", "-"),
-    "kernel": (GREEN, "D", "--"),
-    "shuffled": (VERMILLION, "*", "--"),
-    "random": (GREY, "x", "--"),
-    "magnitude": (ORANGE, "v", ":"),
-    "largest": (VERMILLION, "P", ":"),
-    "trained": (BLACK, "s", "-"),
-    "base": (BLACK, "s", "-"),
-    "generated": (BLUE, "o", "-"),
-    "noise": (SKY, "x", "--"),
-    "evolved": (VERMILLION, "*", "-"),
-    "random_search": (GREY, "x", "--"),
-    "first_generation": (ORANGE, "v", ":"),
-    "zero_filled": (PURPLE, "P", "-."),
-    "average": (ORANGE, "v", ":"),
-    "line_search": (PURPLE, "P", "-."),
-    "ensemble": (GREY, "^", ":"),
-    "parent": (GREEN, "D", "--"),
-    "mega": (VERMILLION, "*", "-"),
-    "reproduced": (GREEN, "o", "-"),
-    "contradicted": (VERMILLION, "X", "-"),
-    "inconclusive": (ORANGE, "D", "-"),
-    "not tested": ("#A0A0A0", "_", "-"),
-    "stale": (SKY, "x", ":"),
+_LOOKS: dict[tuple[str, str, str], tuple[str, ...]] = {
+    (BLUE, "o", "-"): ("low", "energy", "generated"),
+    (ORANGE, "s", "--"): ("mid",),
+    (PURPLE, "^", "-."): ("high", "high_index"),
+    (GREEN, "D", "-"): ("fig7",),
+    (GREEN, "D", "--"): ("kernel", "parent"),
+    (VERMILLION, "*", "--"): ("shuffled",),
+    (GREY, "x", "--"): ("random", "random_search"),
+    (ORANGE, "v", ":"): ("magnitude", "first_generation", "average"),
+    (VERMILLION, "P", ":"): ("largest",),
+    (BLACK, "s", "-"): ("trained", "base"),
+    (SKY, "x", "--"): ("noise",),
+    (VERMILLION, "*", "-"): ("evolved", "mega"),
+    (PURPLE, "P", "-."): ("zero_filled", "line_search"),
+    (GREY, "^", ":"): ("ensemble",),
+    (GREEN, "o", "-"): ("reproduced",),
+    (VERMILLION, "X", "-"): ("contradicted",),
+    (ORANGE, "D", "-"): ("inconclusive",),
+    ("#A0A0A0", "_", "-"): ("not tested",),
+    (SKY, "x", ":"): ("stale",),
 }
-COLOURS: dict[str, str] = {name: look[0] for name, look in _LOOKS.items()}
-MARKERS: dict[str, str] = {name: look[1] for name, look in _LOOKS.items()}
-LINESTYLES: dict[str, str] = {name: look[2] for name, look in _LOOKS.items()}
+COLOURS, MARKERS, LINESTYLES = (
+    {name: look[part] for look, names in _LOOKS.items() for name in names} for part in range(3)
+)
 
 
 def use_style() -> None:
@@ -106,13 +65,7 @@ def colour(name: str) -> str:
 
 
 def curve(
-    ax: Axes,
-    x: ArrayLike,
-    estimate: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    name: str,
-    label: str | None = None,
+    ax: Axes, x: ArrayLike, estimate: ArrayLike, low: ArrayLike, high: ArrayLike, name: str, label: str | None = None
 ) -> None:
     """Draw `estimate` against `x` in the look of `name`, with its interval from `low` to `high` shaded."""
     hue, text = colour(name), label if label is not None else name.replace("_", " ")
@@ -121,9 +74,7 @@ def curve(
 
 
 def intervals(
-    ax: Axes,
-    rows: Sequence[tuple[str, float, float, float, str]],
-    margin: tuple[float, float] | None = None,
+    ax: Axes, rows: Sequence[tuple[str, float, float, float, str]], margin: tuple[float, float] | None = None
 ) -> None:
     """Draw a forest plot of rows (label, estimate, low, high, colour name), first on top, and a line at zero.
 
@@ -142,10 +93,7 @@ def intervals(
 
 
 def forest(
-    ax: Axes,
-    estimates: Mapping[str, Estimate],
-    looks: Mapping[str, str],
-    margin: tuple[float, float] | None = None,
+    ax: Axes, estimates: Mapping[str, Estimate], looks: Mapping[str, str], margin: tuple[float, float] | None = None
 ) -> None:
     """Draw label -> estimate with 95 % intervals as `intervals` does; `looks` maps labels to other looks' names."""
     rows = [(label, e.estimate, *e.interval(), looks.get(label, label)) for label, e in estimates.items()]
@@ -164,10 +112,11 @@ def caption(fig: Figure, text: str) -> None:
 
 def save(fig: Figure, path: Path) -> None:
     """Save `fig` as PNG at `path`, atomically; equal figures give equal bytes."""
-    write_atomic(
-        path,
-        # The temporary file has no suffix to tell the format by; matplotlib would write its version inside.
-        lambda temporary: fig.savefig(
-            temporary, format="png", dpi=max(DPI, fig.dpi), facecolor="white", metadata={"Software": None}
-        ),
-    )
+    # The temporary file has no suffix to tell the format by; matplotlib would write its version inside.
+    options: dict[str, Any] = {
+        "format": "png",
+        "dpi": max(DPI, fig.dpi),
+        "facecolor": "white",
+        "metadata": {"Software": None},
+    }
+    write_atomic(path, lambda temporary: fig.savefig(temporary, **options))

@@ -10,15 +10,11 @@ TYPES = {"str", "int", "float", "bool", "list"}
 LONGEST_CELL = 15
 PLACE = re.compile(r"/(?:home|root|tmp|work|Users)/|\b[A-Z]:\\")
 SPEED = re.compile(r"(?<!\.)\bseconds?\b|\bit/s\b|\d+(?:\.\d+)? ?(?:s|ms|it/s)\b")
-LANGUAGE = {  # what a Python kernel says of its language
-    *("name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"),
-}
+# what a Python kernel says of its language
+LANGUAGE = {"name", "version", "mimetype", "codemirror_mode", "pygments_lexer", "nbconvert_exporter", "file_extension"}
 CUT = re.compile(r"\.\.\.</t[dh]>")
-SHOWING = {"print", "display"}
-SHOWING_METHODS = {
-    *("load", "bases", "measure", "rest_on", "tell", "paper_says", "mechanism", "figure", "verdicts", "finish"),
-    *("claims_table", "readings_table"),
-}
+METHODS = "load bases measure rest_on tell paper_says mechanism figure verdicts finish claims_table readings_table"
+SHOWING = {"print", "display", "lab.start", *(f"run.{name}" for name in METHODS.split())}
 
 
 def problems(path: Path) -> list[str]:
@@ -28,11 +24,13 @@ def problems(path: Path) -> list[str]:
     nb = nbformat.read(path, as_version=4)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
-        if not _is_python(cell.source):
+        try:
+            ast.parse(cell.source)
+        except SyntaxError:
             return [f"code cell {number}: not plain Python"]
     found = list(_notebook(nb)) + list(_parameters(path, nb))
     for number, cell in enumerate(code, start=1):
-        for problem in (*_source(cell), *_run(cell, number), *_outputs(cell)):
+        for problem in (*_source(cell, number), *_outputs(cell)):
             found.append(f"code cell {number}: {problem}")
     return found
 
@@ -49,14 +47,6 @@ def cure(paths: Sequence[Path]) -> str:
 
 def _tags(cell: Any) -> list[str]:
     return list(cell.metadata.get("tags", []))
-
-
-def _is_python(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except SyntaxError:
-        return False
-    return True
 
 
 def _notebook(nb: Any) -> Iterator[str]:
@@ -95,16 +85,13 @@ def parameters_of(path: Path) -> dict[str, str]:
     return {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
 
 
-def _source(cell: Any) -> Iterator[str]:
+def _source(cell: Any, number: int) -> Iterator[str]:
+    """nbval does not compare a cell without a count, and passes one whose outputs were never stored."""
     lines = cell.source.splitlines()
     if len(lines) > LONGEST_CELL and "parameters" not in _tags(cell):
         yield f"{len(lines)} lines, more than {LONGEST_CELL}"
     if cell.source.rstrip().endswith(";"):
         yield "ends with ';', which nbval does not honour"
-
-
-def _run(cell: Any, number: int) -> Iterator[str]:
-    """nbval does not compare a cell without a count, and passes one whose outputs were never stored."""
     if "nbval-skip" in _tags(cell):
         return
     if cell.execution_count != number:
@@ -118,15 +105,8 @@ def shows(source: str) -> bool:
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Call):
-            called = node.func
-            if isinstance(called, ast.Name) and called.id in SHOWING:
-                return True
-            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                if called.value.id == "run" and called.attr in SHOWING_METHODS:
-                    return True
-                if (called.value.id, called.attr) == ("lab", "start"):
-                    return True
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SHOWING:
+            return True
         if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             waiting += ast.iter_child_nodes(node)
     return False

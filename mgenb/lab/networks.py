@@ -32,6 +32,11 @@ class Network:
         """Return "lenet on mnist"."""
         return f"{self.arch} on {self.dataset}"
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the evidence from its trained copies comes from: dataset and architecture."""
+        return self.dataset, self.arch
+
 
 def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Network, ...]:
     """Return the networks with these names as `profile` trains them; `file` may add some to those that are known.
@@ -53,9 +58,9 @@ def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Net
             hint = nearest(str(name), entries) or f"; known: {', '.join(entries)}"
             raise MgenbError(f"networks has {name!r}{hint}")
         found.append(_network(name, entries[name], profile, folder))
-    for network in found:
-        if sum(str(other) == str(network) for other in found) > 1:
-            raise MgenbError(f"networks has {network} twice; right is one of each architecture on each dataset")
+    places = [str(network) for network in found]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise MgenbError(f"networks has {twice} twice; right is one of each architecture on each dataset")
     return tuple(found)
 
 

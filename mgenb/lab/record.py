@@ -8,9 +8,10 @@ That the code behind a VERSION has not changed is held by tests, which measure a
 
 import json
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
@@ -50,7 +51,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data; what two runs have in common stands in "result"."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = dict(vars(self))
         return {name: values.pop(name) for name in OUTSIDE} | {"result": values}
 
     @classmethod
@@ -70,8 +71,8 @@ class Record:
             needed = today or name in ("stem", "profile", "claims")
             values[name] = found.get(name, None if needed else kind())
             if not isinstance(values[name], kind):
-                told = f"is {values[name]!r}" if name in found else "is missing"
-                raise MgenbError(f"{where} is not a record ({name} {told}; right is a {kind.__name__}): make it again")
+                fault = f"is {values[name]!r}" if name in found else "is missing"
+                raise MgenbError(f"{where} is not a record ({name} {fault}; right is a {kind.__name__}): make it again")
         for row in values["claims"]:
             if lacking := [key for key in CLAIM_KEYS[: None if today else 2] if key not in row]:
                 raise MgenbError(f"{where} is not a record (a claim lacks {lacking[0]!r}): make it again")
@@ -85,8 +86,7 @@ class Record:
     @property
     def counted(self) -> str:
         """Return how many verdicts of each kind there are, as `2 contradicted, 1 reproduced`."""
-        kinds = Counter(claim["verdict"] for claim in self.claims)
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "no verdicts"
+        return counted(claim["verdict"] for claim in self.claims) or "no verdicts"
 
     @property
     def stale(self) -> str:
@@ -102,9 +102,13 @@ class Record:
         return ""
 
 
+def counted(verdicts: Iterable[str]) -> str:
+    """Return how many verdicts of each kind there are, as `2 contradicted, 1 reproduced`."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(verdicts).items()))
+
+
 def _kinds() -> dict[str, type]:
-    types: dict[str, Any] = {one.name: one.type for one in fields(Record)}
-    return {name: getattr(kind, "__origin__", kind) for name, kind in types.items()}  # list of list[str]
+    return {name: get_origin(kind) or kind for name, kind in get_type_hints(Record).items()}  # list of list[str]
 
 
 def read(path: Path) -> Record:
@@ -133,17 +137,17 @@ def audit(records: list[Record]) -> list[str]:
 
     today = {claim.id: claim.margin for claim in claims.load()}
     lines: list[str] = []
-    seen: dict[tuple[str, str], dict[str, list[str]]] = {}
+    verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
         lines += _questions(record, today)
-        for row in record.claims:
-            if row["verdict"] != claims.NOT_TESTED and not record.stale:
-                verdicts = seen.setdefault((row["id"], record.profile), {})
-                verdicts.setdefault(row["verdict"], []).append(record.stem)
-    for (name, profile), verdicts in seen.items():
-        if len(verdicts) > 1:
-            told = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in verdicts.items())
-            lines.append(f"{name} flips between records ({profile}): {told}")
+        for row in record.claims if not record.stale else ():
+            if row["verdict"] != claims.NOT_TESTED:
+                places = verdicts.setdefault((row["id"], record.profile), {})
+                places.setdefault(row["verdict"], []).append(record.stem)
+    for (name, profile), places in verdicts.items():
+        if len(places) > 1:
+            where = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in places.items())
+            lines.append(f"{name} flips between records ({profile}): {where}")
     return lines
 
 
@@ -156,7 +160,7 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
             lines.append(f"margin of {name} was {margin:g}, the registry says {today[name]:g}")
     if uses := len(record.test_uses):
         lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
-    lines += [f"LEAK, test images were used for selection: {one['reason']}" for one in record.leaks]
+    lines += [f"LEAK, test images were used for selection: {leak['reason']}" for leak in record.leaks]
     readings: dict[str, dict[str, str]] = {}
     for row in record.readings:
         readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]

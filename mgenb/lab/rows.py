@@ -13,7 +13,7 @@ Two runs on one machine write the same CSV to the byte: what differs from run to
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -82,14 +82,14 @@ def measure(
     plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
     if twice := next((part for part in plain if plain.count(part) > 1), None):
         raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
-    one = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
-    _write(list((executor.map if executor else map)(one, plain)), experiment, folder)
+    measure_part = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
+    _write(list((executor.map if executor else map)(measure_part, plain)), experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
 def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
     """Return the file with the part's rows; it is made where it is not there."""
-    from mgenb.store import key_of, write_atomic  # imports torch
+    from mgenb.store import key_of, write_atomic, write_json  # imports torch
 
     about = dict(facts(dict(part)))
     rests = {name: about.get(name) for name in ("data", "weights")}
@@ -98,14 +98,14 @@ def _measure_one(function: Function, experiment: Experiment, folder: Path, facts
     if file.exists():
         return file
     began = perf_counter()
-    found = function(dict(part))
-    made, arrays, more = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    made, arrays, more = unpacked(function(dict(part)))
     rows = _tidy(made, part)
     if arrays:
         named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
         write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
     about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
-    _write_json(file, {"part": part, "rows": rows, "about": about})  # last: now the part is there
+    made_rows = {"part": part, "rows": rows, "about": about}
+    write_json(file, made_rows, sort_keys=False)  # their order is that of the columns; last: now the part is there
     return file
 
 
@@ -123,9 +123,15 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, part: Part) -> list[dict[str, Any]]:
+def unpacked(found: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
+    """Return the rows, arrays and facts that a function gave, whatever of them it gave (see `measure`)."""
+    made, arrays, facts = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    listed = made.to_dict("records") if isinstance(made, pd.DataFrame) else [dict(row) for row in made]
+    return listed, arrays, facts
+
+
+def _tidy(listed: list[dict[str, Any]], part: Part) -> list[dict[str, Any]]:
     """Return the rows as plain values; MgenbError where they are not tidy."""
-    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
     if not listed:
         raise MgenbError(f"the part {dict(part)} gave no rows; right is at least one")
     if clash := sorted(listed[0].keys() & part.keys()):
@@ -151,22 +157,22 @@ def _plain(name: str, value: Any) -> Any:
 
 def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     """Put the parts together in the three files."""
-    from mgenb.store import write_atomic
+    from mgenb.store import write_atomic, write_json, write_text
 
     parts = [_read_json(file) for file in files]
-    rows = [{**one["part"], **row} for one in parts for row in one["rows"]]
+    rows = [{**stored["part"], **row} for stored in parts for row in stored["rows"]]
     _same_columns(rows)
     frame = pd.DataFrame(rows)
     columns = _columns(frame)
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
     _check_size(csv, len(text.encode()))
-    write_atomic(csv, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
-    told = [{"part": one["part"], "rows": len(one["rows"]), "about": one["about"]} for one in parts]
+    counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
     head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
-    _write_json(csv.with_suffix(".parts.json"), {**head, "parts": told})
+    write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, str]:
@@ -189,9 +195,11 @@ def read(path: Path) -> Rows:
     if head.get("schema") != SCHEMA:
         raise MgenbError(f"{beside} has schema {head.get('schema')}; right is {SCHEMA}: measure it again")
     try:
-        columns, told = head["columns"], head["parts"]
-        experiment = Experiment(head["stem"], head["version"], head["seed"])
-        named = {_name(one["part"]): {**one["part"], **one["about"], "rows": one["rows"]} for one in told}
+        columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
+        named = {
+            _name(stored["part"]): {**stored["part"], **stored["about"], "rows": stored["rows"]}
+            for stored in head["parts"]
+        }
     except (KeyError, TypeError) as error:
         raise MgenbError(f"{beside} lacks {error}; measure it again") from error
     parts = pd.DataFrame(list(named.values()), index=list(named))
@@ -207,14 +215,6 @@ def read(path: Path) -> Rows:
     frame = pd.DataFrame({name: _typed(path, raw[name], columns[name]) for name in raw.columns})
     _check_weights(path, parts)
     return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), len(parts))
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON whose keys keep their order, which is that of the columns."""
-    from mgenb.store import write_atomic
-
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -255,9 +255,8 @@ def select(rows: Rows, parts: Sequence[Part]) -> Rows:
     if not chosen:
         stem = rows.experiment.stem
         raise MgenbError(f"the rows of {stem} hold none of the {len(parts)} planned parts, as {parts[0]}: measure them")
-    ends, counts = rows.parts["rows"].cumsum().tolist(), rows.parts["rows"].tolist()
-    wanted = [row for i in chosen for row in range(ends[i] - counts[i], ends[i])]
-    frame = rows.frame.iloc[wanted].reset_index(drop=True)
+    of_part = np.repeat(range(len(rows.parts)), rows.parts["rows"])
+    frame = pd.concat([rows.frame[of_part == i] for i in chosen], ignore_index=True)
     return replace(rows, frame=frame, parts=rows.parts.iloc[chosen], planned=len(parts))
 
 

@@ -7,9 +7,9 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,20 +50,6 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     return Run(notebook, chosen)
 
 
-@dataclass
-class Notes:
-    """What a run writes down for its record, beside settings and verdicts."""
-
-    data: list[dict[str, Any]] = field(default_factory=list)
-    mechanism: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
-    timed: dict[str, Any] = field(default_factory=dict)  # tables that two equal runs do not have in common
-    test_uses: list[dict[str, Any]] = field(default_factory=list)
-    leaks: list[dict[str, str]] = field(default_factory=list)
-    figures: list[str] = field(default_factory=list)
-    unfinished: list[Path] = field(default_factory=list)
-
-
 class Run:
     """One run of a notebook; made by `start`.
 
@@ -75,10 +61,14 @@ class Run:
         self.notebook, self.chosen = notebook, chosen
         self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
         self.settings, self.networks = chosen.settings, chosen.networks
+        self._of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
         self.s = SimpleNamespace(**chosen.settings)
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
-        self.notes = Notes()
+        self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
+        self.notes |= {"test_uses": [], "leaks": [], "figures": []}
+        self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
+        self._checkpoints: list[Path] = []
         self.made: dict[Place, Bases] = {}  # the first ones first
         self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.version = 1  # of the experiment; `measure` says another
@@ -93,29 +83,24 @@ class Run:
         The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
         same on every machine.
         """
-        network = network or self.networks[0]
-        limits = ("all", "all", "all") if whole else self._limits(network)
-        dataset = experiment.dataset(network.dataset, limits, seed=self.seed, profile=self.profile, device=self.device)
+        part = self.part(network, **(dict.fromkeys(experiment.SPLITS, "all") if whole else {}))
+        dataset = experiment.dataset({**part, **self._of_run})
         self._show_data(dataset.describe())
         return dataset
 
-    def _limits(self, network: Network) -> tuple[str, ...]:
-        """Return how many training, validation and test images the network takes at most, as text."""
-        if network.images:
-            return str(network.images), str(network.images // 5), str(network.images // 5)
-        return tuple(str(self.settings.get(name, "all")) for name in experiment.SPLITS)
-
     def _show_data(self, about: dict[str, Any]) -> None:
-        train, val, test = (about["counts"][split] for split in experiment.SPLITS)
-        counts = f"{train} train, {val} validation, {test} test (sealed)"
+        counts = "{train} train, {val} validation, {test} test (sealed)".format(**about["counts"])
         print(f"{about['name']} [{about['variant']}], {about['source']}: {counts}")
-        self.notes.data.append(about)
+        self.notes["data"].append(about)
 
     def part(self, network: Network | None = None, /, **own: Any) -> dict[str, Any]:
-        """Return a part of an experiment on copies of `network`, else of the first one, and its data."""
+        """Return a part of an experiment on copies of `network`, else of the first one, with limits of data as text."""
         network = network or self.networks[0]
-        of = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
-        return {**of, **dict(zip(experiment.SPLITS, self._limits(network), strict=True)), **own}
+        trained = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
+        limits = {name: self.settings.get(name, "all") for name in experiment.SPLITS}
+        if network.images:
+            limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
+        return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
 
     def measure(
         self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
@@ -126,14 +111,13 @@ class Run:
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
-        of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
-        found = experiment.measure(parts, function, name, of_run, self.out, executor)
+        found = experiment.measure(parts, function, name, self._of_run, self.out, executor)
         self.machine = found.parts[["device", "cores"]].iloc[0].to_dict()
         self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
         for dataset, about in self._described.items():
             self._show_data(about)
             if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
-                self.notes.test_uses.append({"dataset": about["name"], "looks": looks})
+                self.notes["test_uses"].append({"dataset": about["name"], "looks": looks})
         if found.unfinished:
             print(found.unfinished)
             self.found.untested |= {claim.id: found.unfinished for claim in self.family if claim.kind != "setting"}
@@ -166,14 +150,14 @@ class Run:
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
-        first, count = 1000 * self.seed, self.s.bases if count is None else count
-        seeds = range(first, first + count)
+        seeds = range(1000 * self.seed, 1000 * self.seed + (self.s.bases if count is None else count))
         nets = training.trained_all(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds)
         if finish:
             for net in nets:
                 finish(net)
-        self._stand_on(how, dataset.describe(), [population.accuracy(net, dataset.val) for net in nets])
-        self._nets[place_of(how)] = dataset.digest, nets
+        self._described[how.dataset] = dataset.describe()
+        self.rest_on([population.accuracy(net, dataset.val) for net in nets], (), how)
+        self._nets[how.place] = dataset.digest, nets
         return nets
 
     def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
@@ -181,22 +165,14 @@ class Run:
 
         What rests on them is *not tested* where one is below the floor; see `bases` and `final_test`.
         """
-        how = network or self.networks[0]
-        self._stand_on(how, self._described[how.dataset], val, test)
-
-    def _stand_on(
-        self, how: Network, about: Mapping[str, Any], val: Iterable[float], test: Iterable[float] = ()
-    ) -> None:
-        val = tuple(val)
+        how, val = network or self.networks[0], tuple(val)
+        about = self._described[how.dataset]
         print(f"{len(val)} x {how.arch}, every one at least {how.floor:g} % on validation: {min(val) >= how.floor}")
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
-        self.made[place_of(how)] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
+        self.made[how.place] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
 
     def final_test(
-        self,
-        dataset: data.Dataset,
-        models: Mapping[Any, experiment.Candidate],
-        measure: experiment.Measure = population.correct,
+        self, dataset: data.Dataset, models: experiment.Candidates, measure: experiment.Measure = population.correct
     ) -> dict[Any, Any]:
         """Return what `experiment.final_test` does; the look is counted and stands in the record.
 
@@ -216,12 +192,12 @@ class Run:
             return measure(net, test, state)
 
         found = experiment.final_test(dataset, models, look, self.notebook.stem)
-        self.notes.test_uses.append({"dataset": dataset.name, "models": len(models)})
+        self.notes["test_uses"].append({"dataset": dataset.name, "models": len(models)})
         return found
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self.notes.leaks.append({"dataset": dataset.name, "reason": reason})
+        self.notes["leaks"].append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
 
@@ -232,10 +208,10 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        told = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
-        told |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
-        file = store.unfinished(f"{self.notebook.stem}-{name}", told)
-        self.notes.unfinished.append(file)
+        same = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
+        same |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
+        file = store.unfinished(f"{self.notebook.stem}-{name}", same)
+        self._checkpoints.append(file)
         return file
 
     def knows(self, claim_id: str) -> bool:
@@ -244,7 +220,7 @@ class Run:
 
     def fit(self, network: Network) -> bool:
         """Return whether the base networks of `network` are sound, so that something can rest on them."""
-        return not self.made[place_of(network)].unfit
+        return not self.made[network.place].unfit
 
     def evidence(
         self,
@@ -260,15 +236,16 @@ class Run:
         `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
         compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
-        self.found.measured[self._own(claim_id)] = Measured(estimate, tuple(map(place_of, networks)), differ, left)
+        places = tuple(network.place for network in networks)
+        self.found.measured[self._own(claim_id)] = Measured(estimate, places, differ, left)
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
         Where both are at chance the claim is *not tested*: nothing is left to compare.
         """
-        places = (place_of(network),) if network else ()
-        self.found.measured[self._own(claim_id)] = compared(look, better, worse, places)
+        estimate, left = compared(look, better, worse)
+        self.evidence(claim_id, estimate, networks=[network] if network else (), left=left)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Store why this notebook does not test a claim."""
@@ -305,32 +282,30 @@ class Run:
 
     def mechanism(self, name: str, value: object) -> None:
         """Print and record a fact of the method that holds at any scale; nbval compares it."""
-        self.notes.mechanism[name] = value
+        self.notes["mechanism"][name] = value
         print(f"mechanism {name}: {value}")
 
     def table(self, name: str, frame: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
         """Record a table under `name` and return it for display; `timed`: apart from what two runs have in common."""
-        tables = self.notes.timed if timed else self.notes.tables
-        tables[name] = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        recorded = json.loads(frame.reset_index().to_json(orient="records", double_precision=6))
+        (self.timed if timed else self.notes["tables"])[name] = recorded
         return frame
 
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
         """Caption (with `networks`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
-        places = [place_of(network) for network in networks] or list(self.made)
-        scales = [self.made[place].scale for place in places]
-        told = (f"{scale.arch} on {scale.dataset} [{scale.variant}]" for scale in scales)
-        text = ", ".join([f"profile {self.profile}", *told])
-        figures.caption(figure, experiment.caption(of) if of else text)
+        scales = [self.made[place].scale for place in [network.place for network in networks] or self.made]
+        own = experiment.made_by(self.profile, ((scale.arch, scale.dataset, scale.variant) for scale in scales))
+        figures.caption(figure, experiment.caption(of) if of else own)
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, self.out / file)
-        self.notes.figures.append(file)
+        self.notes["figures"].append(file)
 
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
         path = self.out / f"{self.notebook.stem}.json"
         record = record_of(self)
         store.write_json(path, record.to_json())
-        for file in self.notes.unfinished:
+        for file in self._checkpoints:
             file.unlink(missing_ok=True)
         if self.profile == "quick":  # which always computes; what a killed run left was for this one
             shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
@@ -339,30 +314,30 @@ class Run:
             print(f"written to {path.parent}", file=sys.stderr)
 
 
-def place_of(network: Network) -> Place:
-    """Return where the evidence from a network's trained copies comes from."""
-    return network.dataset, network.arch
-
-
 def record_of(run: Run) -> Record:
     """Return the record of a run: what was run, what was found and judged, and where."""
     judged = run.judged() if run.made else Judged()
-    notes = run.notes
     bases = [
-        {
-            "dataset": made.scale.dataset,
-            "arch": made.scale.arch,
-            "val_accuracy": list(made.val_accuracy),
-            "test_accuracy": list(made.test_accuracy),
-        }
+        {"dataset": made.scale.dataset, "arch": made.scale.arch}
+        | {"val_accuracy": list(made.val_accuracy), "test_accuracy": list(made.test_accuracy)}
         for made in run.made.values()
     ]
+    context = {
+        **experiment.machine(run.device),
+        "mgenb": mgenb.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - run.began, 1),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "timed": run.timed,
+    }
     return Record(
         schema=SCHEMA,
         stem=run.notebook.stem,
         profile=run.profile,
-        figures=notes.figures,
-        context={**_context(run), **run.machine, "timed": notes.timed},
+        context=context | run.machine,
         seed=run.seed,
         version=run.version,
         registry=claims.registry_hash(run.notebook.stem),
@@ -371,26 +346,6 @@ def record_of(run: Run) -> Record:
         margins={claim.id: claim.margin for claim in run.family},
         claims=[verdict.to_json() for verdict in judged.verdicts],
         readings=list(judged.readings),
-        mechanism=notes.mechanism,
-        tables=notes.tables,
-        data=notes.data,
         bases=bases,
-        test_uses=notes.test_uses,
-        leaks=notes.leaks,
+        **run.notes,
     )
-
-
-def _context(run: Run) -> dict[str, Any]:
-    cuda = run.device.type == "cuda"
-    return {
-        "mgenb": mgenb.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - run.began, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }

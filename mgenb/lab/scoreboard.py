@@ -7,7 +7,7 @@ import pandas as pd
 
 from mgenb import claims
 from mgenb.claims import NOT_TESTED, Claim, Verdict
-from mgenb.lab import catalog
+from mgenb.lab import catalog, telling
 from mgenb.lab.record import Record
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]
     Stale records are no evidence, and claims that the registry has dropped are left out.
     """
     known = {claim.id for claim in claims.load()}
-    found: dict[str, list[tuple[Verdict, Record]]] = {}
+    chosen: dict[str, tuple[Verdict, Record]] = {}
     for record in (record for record in records if not record.stale):
-        for row in record.claims:
-            if row["id"] in known:
-                found.setdefault(row["id"], []).append((Verdict.from_json(row), record))
-    chosen = {name: claims.best([verdict for verdict, _ in pairs]) for name, pairs in found.items()}
-    return {name: next(pair for pair in found[name] if pair[0] is verdict) for name, verdict in chosen.items()}
+        for verdict in (Verdict.from_json(row) for row in record.claims if row["id"] in known):
+            before = chosen.get(verdict.claim.id)
+            if before is None or claims.best([before[0], verdict]) is verdict:
+                chosen[verdict.claim.id] = verdict, record
+    return chosen
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
@@ -49,24 +49,17 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
 
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
-    row = {"claim": claim.id, "paper": claim.paper, "where": claim.where, "says": claim.origin, "kind": claim.kind}
-    row |= {"statement": claim.statement, "paper value": claim.printed_value, "measured": "", "n": ""}
-    verdict_of = {"verdict": NOT_TESTED, "scale": "", "why": NO_RECORD, "hardware": "", "notebook": claim.notebook}
+    row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
+    row |= {"told": "not tested yet", "scale": "", "hardware": ""}
     if verdict is None or record is None:
-        return row | verdict_of | {"told": "not tested yet"}
+        return {**row, "why": NO_RECORD}
     row["told"] = verdict.told
-    if verdict.estimate is not None:
-        ends = (f"{end:.2f}" if end is not None else "?" for end in (verdict.low, verdict.high))
-        row |= {
-            "measured": f"{verdict.estimate:.2f} [{', '.join(ends)}] {claim.unit}",
-            "n": f"{verdict.n} {verdict.unit}",
-        }
     if verdict.verdict == NOT_TESTED:
-        return row | verdict_of | {"why": verdict.reason}
+        return row
     scale, context = verdict.scale, record.context
-    where = scale.arch if verdict.claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
+    where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
     machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
-    return row | {**verdict_of, "verdict": verdict.verdict, "scale": where, "why": verdict.reason, "hardware": machine}
+    return {**row, "scale": where, "hardware": machine}
 
 
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -78,7 +71,7 @@ def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def _shown(frame: pd.DataFrame) -> list[str]:
     """Return the verdicts in their order; *stale* only where something is."""
-    return [one for one in ORDER if one != STALE or (frame["verdict"] == STALE).any()]
+    return [verdict for verdict in ORDER if verdict != STALE or (frame["verdict"] == STALE).any()]
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -86,8 +79,8 @@ def markdown(frame: pd.DataFrame) -> str:
     lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
     for row in frame[frame["verdict"] != NOT_TESTED].sort_values("notebook", kind="stable").to_dict("records"):
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
-        told = f"{row['statement']} ({row['where']})"
-        lines.append(f"| {row['verdict']} | {told} | {row['measured']} | {row['scale']} | {link} |")
+        claim = f"{row['statement']} ({row['where']})"
+        lines.append(f"| {row['verdict']} | {claim} | {row['measured']} | {row['scale']} | {link} |")
     return "\n".join(lines)
 
 
@@ -97,10 +90,8 @@ def chart(frame: pd.DataFrame) -> "Figure":
 
     from mgenb.lab import figures
 
-    sides = {
-        "sentences and comparisons": frame["kind"] != "value",
-        "printed numbers and curves": frame["kind"] == "value",
-    }
+    printed = frame["kind"] == "value"
+    sides = {"sentences and comparisons": ~printed, "printed numbers and curves": printed}
     stems = sorted(set(frame[frame["kind"] != "setting"]["notebook"]))
     reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,10 +40,9 @@ def _lock_of(stage: Path) -> Path:
 
 
 def _owner(stage: Path) -> str:
-    try:
+    with suppress(OSError):  # it has just begun, or is just ending
         return (stage / OWNER).read_text(encoding="utf-8")
-    except OSError:  # it has just begun, or is just ending
-        return "of another run"
+    return "of another run"
 
 
 def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) -> None:
@@ -54,12 +53,12 @@ def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) 
     for name in moves:
         _flush(stage / name)
     # relative, so that it holds where the whole folder was moved
-    told = {
+    journal = {
         "moves": {name: os.path.relpath(place, stage) for name, place in moves.items()},
         "gone": [os.path.relpath(path, stage) for path in gone],
     }
     draft = stage / f"{MOVES}.draft"
-    draft.write_text(json.dumps(told), encoding="utf-8")
+    draft.write_text(json.dumps(journal), encoding="utf-8")
     _flush(draft)
     os.replace(draft, stage / MOVES)
     finish(stage)
@@ -74,11 +73,11 @@ def finish(stage: Path) -> None:
     """Do what is left of a move that was begun; nothing where none was. Raises MgenbError when it cannot."""
     if not (stage / MOVES).exists():
         return
-    told = json.loads((stage / MOVES).read_text(encoding="utf-8"))
+    journal = json.loads((stage / MOVES).read_text(encoding="utf-8"))
     try:
-        for path in told["gone"]:
+        for path in journal["gone"]:
             (stage / path).unlink(missing_ok=True)
-        for name, place in told["moves"].items():
+        for name, place in journal["moves"].items():
             if (stage / name).exists():  # else it was moved before
                 (stage / place).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(stage / name, stage / place)

@@ -29,17 +29,12 @@ def checked(name: str, value: Any, wanted: type, folder: Path | None = None) -> 
     None, and the text "null", mean that nothing was given: None. A relative path of images starts at `folder`, else
     at the working directory. Raises MgenbError that names the value and what is right.
     """
-    given: Any = value
-    if isinstance(value, str):
-        value = _read(value, wanted)
-    if value is None:
-        return None
-    if name in LIMITS and value == "all":
+    given = value
+    value = _read(value, wanted) if isinstance(value, str) else value
+    if value is None or (name in LIMITS and value == "all"):
         return value
-    if wanted is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if wanted is float and type(value) is int:
-        value = float(value)
+    if (wanted is int and isinstance(value, float) and value.is_integer()) or (wanted is float and type(value) is int):
+        value = wanted(value)
     if type(value) is not wanted or not _in_range(name, value):
         raise MgenbError(f"{name} is {given!r}; right is {_right(name, wanted)}")
     if name == "dataset":

@@ -361,7 +361,7 @@ def test_best_evidence() -> None:
     scales = [Scale(p, v, "mnist", "vgg11") for p, v in (("quick", "sample"), ("cpu", "official"), ("paper", "jpeg"))]
     verdicts = [claims.judge({HIGH_LOW: noisy(9)}, scale)[0] for scale in scales]
     assert claims.best(verdicts).scale.profile == "paper"
-    untested = claims.not_tested(claims.get(HIGH_LOW), scales[2], "no GPU")
+    untested = claims.Verdict(claims.get(HIGH_LOW), claims.NOT_TESTED, scales[2], "no GPU")
     assert claims.best([untested, verdicts[0]]).scale.profile == "quick"
     with pytest.raises(MgenbError):
         claims.best([])
