@@ -1,6 +1,6 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,11 +39,14 @@ def merge(
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, mega, merging, nets, population, store, training
-    from mgenb.errors import choose
+    from mgenb.errors import MgenbError, choose
 
     choose("architecture", arch, nets.ARCHITECTURES)
     names = list(merging.METHODS) if method == "all" else [choose("method", method, [*merging.METHODS, "all"])]
-    _refuse_files((first, second), out)
+    for file in (first, second):
+        if not file.is_file():
+            raise MgenbError(f"{file} is not a file; right is a trained network's state_dict")
+    store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(population.device(device))
     net = training.fresh(arch, images, seed)
@@ -59,17 +62,6 @@ def merge(
     _save(out, found, told)
     for file in kept.values():
         file.unlink(missing_ok=True)
-
-
-def _refuse_files(parents: Sequence[Path], out: Path) -> None:
-    """Raise MgenbError for a parent that is no file, and for an `out` that could not be written anew."""
-    from mgenb.errors import MgenbError
-
-    for file in parents:
-        if not file.is_file():
-            raise MgenbError(f"{file} is not a file; right is a trained network's state_dict")
-    if out.suffix != ".safetensors" or out.exists() or out.with_suffix(".json").exists():
-        raise MgenbError(f"{out} exists or does not end in .safetensors; right is a new name like merged.safetensors")
 
 
 def _show(task: "Task", found: Mapping[str, "Found"], test: "Split") -> None:

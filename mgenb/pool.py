@@ -355,11 +355,7 @@ class Pool(Mapping[int, nn.Module]):
 
     def export(self, key: int, file: Path) -> None:
         """Write one model as safetensors, with where it comes from as JSON beside it; MgenbError to overwrite."""
-        if file.suffix != ".safetensors":
-            raise MgenbError(f"{file} does not end in .safetensors; right is a name like model.safetensors")
-        for taken in (file, file.with_suffix(".json")):
-            if taken.exists():
-                raise MgenbError(f"{taken} exists and is left as it is; choose another name")
+        store.refuse_taken(file)
         row = self.row(key)
         candidate = {name: row[name] for name in ("index", "seed", "right", "seen", "total", "hash")}
         origin = {"plan": self.header["plan"], "base": self.header["base"]["sha256"], "candidate": candidate}

@@ -236,10 +236,12 @@ def test_an_exported_model_predicts_the_same(made, val, tmp_path):
     net.load_state_dict(state)
     assert population.predict(net, val).equal(population.predict(made[5], val))
     assert facts["candidate"]["hash"] == made.row(5)["hash"] == pool.weights_hash(state)
-    with pytest.raises(MgenbError, match=r"model\.safetensors exists and is left as it is"):
-        made.export(6, file)
-    with pytest.raises(MgenbError, match=r"does not end in \.safetensors"):
-        made.export(6, tmp_path / "model.json")
+    whole = file.read_bytes()
+    (tmp_path / "told.json").write_text("mine")
+    for taken in ("model.safetensors", "model.json", "told.safetensors"):
+        with pytest.raises(MgenbError, match=rf"{taken} exists or does not end in \.safetensors"):
+            made.export(6, tmp_path / taken)
+    assert file.read_bytes() == whole
     with pytest.raises(pool.NoSuchModel, match="no model 99"):
         made.export(99, tmp_path / "other.safetensors")
 
