@@ -388,7 +388,7 @@ class Pool(Mapping[int, nn.Module]):
         lines = [
             f"{plan.arch} on {about['name']} [{about['variant']}], {plan.epochs} epochs of {plan.recipe}",
             f"base      {100 * base['right'] / base['total']:.2f} % of {base['total']} validation images",
-            f"models    {low.min():.2f} to {high.max():.2f} %{ended}",
+            f"models    {f'{low.min():.2f} to {high.max():.2f} %{ended}' if len(self) else 'none'}",
             f"accepted  {len(self)} models of {tried} candidates: {rate}",
         ]
         return "\n".join([*lines, f"The pool {self.unfinished}."] if self.unfinished else lines)

@@ -334,7 +334,9 @@ def test_a_pool_that_is_not_there_or_not_complete_is_told(own, tmp_path):
     assert len(half.rows) == len(lines) // 2
     assert "of 8 models: it was interrupted" in half.describe()
     (own / pool.MANIFEST).unlink()
-    assert "none tried yet" in Pool(own, partial=True).describe()
+    told = Pool(own, partial=True).describe()
+    assert "none tried yet" in told
+    assert "models    none\n" in told
 
 
 def swap_rows(lines):
