@@ -1,20 +1,21 @@
 """Pools: many accepted models of one base, kept as recipes (a seed each) instead of as weights.
 
 A pool is a folder: `base.safetensors` with `base.json`; `pool.json`, the header, all that makes the pool and no
-times; and `manifest.jsonl`, one row a candidate, accepted or not, in order. `mgenb.pooling` makes one.
+times; and `manifest.jsonl`, one row a candidate, accepted or not, in order. Candidates are generated on the CPU
+wherever they are evaluated, so that the manifest does not depend on the accelerator.
 """
 
-import copy
 import json
 import math
-import string
+import os
+import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import pandas as pd
@@ -22,26 +23,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mgenb import data, frequency, mge, nets, population, stats, store
-from mgenb.errors import MgenbError
+from mgenb import data, frequency, mge, nets, population, stats, store, training
+from mgenb.errors import MgenbError, choose
+from mgenb.seeds import torch_generator
 
-HEADER, MANIFEST, BASE, MODELS = "pool.json", "manifest.jsonl", "base.safetensors", "models"
-FORMAT = 1
-CLASSES = string.digits + string.ascii_lowercase + string.ascii_uppercase + "-_"
-NOT_A_NUMBER = "?"  # in place of a class where the logits are NaN
-DISTANCE_NOISE, PROBE_NOISE = 1e-4, 1  # float noise: relative change of the distance, predictions that change
-COLUMNS: dict[str, Any] = {
-    **dict.fromkeys(("index", "seed", "right", "seen", "total"), int),
-    **{"accuracy": (float, NoneType), "low": float, "high": float, "accepted": bool, "why": str},
-    **{"distance": float, "hash": str, "settings": str, "probe": str},
+HEADER, MANIFEST, BASE = "pool.json", "manifest.jsonl", "base.safetensors"
+FORMAT = 2
+OWN = (".", "base.", MANIFEST)  # how names in a folder begin whose pool was killed before its header
+NOISE = 1e-4  # float noise, as a share of the distance to the base
+KNOWN = {  # what the header holds beside the plan
+    "data": {"name": str, "variant": str, "digest": str, "channels": int, "size": int, "classes": int},
+    "base": {"sha256": str, "right": int, "total": int},
 }
-FIELDS: dict[str, Any] = {  # of the header, with the types of their values
-    **dict.fromkeys(("channels", "size", "classes", "seed", "count", "probe"), int),
-    **{"arch": str, "eps": float, "early_stop": bool, "settings": dict, "made_with": dict},
-    "dataset": {"given": str, "source": str, "name": str, "variant": str, "digest": str, "seed": int},
-    "base": {"recipe": str, "epochs": int, "seed": int, "sha256": str, "right": int, "total": int},
-}
+MARKS = {"distance": float, "projection": float, "hash": str}  # of a row, by which its model is known
+COLUMNS = ["index", "seed", "right", "seen", "total", "accuracy", "low", "high", "accepted", "why", *MARKS, "settings"]
 Header = dict[str, Any]
+proportion = lru_cache(maxsize=4096)(stats.proportion)  # many rows have the same counts, and each costs a test
 
 
 class NoSuchModel(MgenbError, KeyError):
@@ -51,37 +48,185 @@ class NoSuchModel(MgenbError, KeyError):
         return str(self.args[0])  # KeyError would show the quoted sentence
 
 
-def load_data(where: Header) -> data.Dataset:
-    """Return the dataset that the header's part `where` names."""
-    train, val = (where[name] or None for name in ("train_limit", "val_limit"))
-    return data.load(where["given"], source=where["source"], seed=where["seed"], train_limit=train, val_limit=val)
+@dataclass(frozen=True)
+class Plan:
+    """What makes a pool; raises MgenbError at once for what cannot work.
+
+    count: how many accepted models; eps: the discriminator's tolerance in (0, 1]; a limit of 0 means all images;
+    samples: take the shipped images; early_stop: end a candidate's pass over the validation images once its
+    acceptance is certain, which leaves bounds in place of its accuracy.
+    """
+
+    dataset: str
+    arch: str
+    count: int
+    settings: mge.Settings = field(default_factory=mge.Settings)
+    seed: int = 0
+    eps: float = 0.05
+    recipe: str = "mge-adam"
+    epochs: int = 3
+    train_limit: int = 0
+    val_limit: int = 0
+    samples: bool = False
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        choose("architecture", self.arch, nets.ARCHITECTURES)
+        choose("recipe", self.recipe, training.RECIPES)
+        for name, least in (("count", 1), ("epochs", 1), ("seed", 0), ("train_limit", 0), ("val_limit", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise MgenbError(f"{name} is {value!r}; right is a whole number of at least {least}")
+        if not 0 < self.eps <= 1:
+            raise MgenbError(f"eps is {self.eps!r}; right is a number above 0 and at most 1 (the paper: 0.05)")
+        mge.unimportant(torch.eye(2), self.settings, 0)  # a wrong transform or domain is told before training
 
 
-def _holds(value: Any, fields: Mapping[str, Any]) -> bool:
-    """Return whether `value` is an object that holds all `fields` with values of their types."""
-    if not isinstance(value, dict):
-        return False
-    return all(
-        _holds(value.get(name), kind) if isinstance(kind, dict) else isinstance(value.get(name), kind)
-        for name, kind in fields.items()
+def create(plan: Plan, out: Path, *, max_candidates: int | None = None, device: str | torch.device = "cpu") -> "Pool":
+    """Make the pool `out`, or go on with it: what was interrupted ends with the same bytes as what was not.
+
+    A `count` above the pool's own extends it. At most `max_candidates` rows are written (20 x count otherwise,
+    and at least 100). Raises MgenbError when `out` holds another pool, when too few candidates are accepted, or
+    when it cannot be written; the rows stay.
+    """
+    place = population.device(device)
+    limit = max(100, 20 * plan.count) if max_candidates is None else max_candidates
+    if limit < plan.count:
+        raise MgenbError(f"max_candidates is {limit}; right is at least the count, {plan.count}")
+    strange = out.exists() and not (out / HEADER).exists()
+    if strange and not (out.is_dir() and all(path.name.startswith(OWN) for path in out.iterdir())):
+        raise MgenbError(f"{out} is there and is no pool; choose another --out")
+    if out.exists() and not os.access(out, os.W_OK):
+        raise MgenbError(f"{out} cannot be written to; choose another --out")
+    limits = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
+    source = "samples" if plan.samples else "auto"
+    dataset = data.load(plan.dataset, source=source, seed=plan.seed, **limits).to(place)  # type: ignore[arg-type]
+    with store.lock(out / MANIFEST):
+        _prepare(plan, out, dataset)
+        _cut_partial_line(out / MANIFEST)
+        _grow(Pool(out, partial=True), dataset.val, limit)
+        return Pool(out)
+
+
+def _prepare(plan: Plan, out: Path, dataset: data.Dataset) -> None:
+    """Write base and header, or check that those of `out` are the plan's; the header says that both are there."""
+    device = dataset.val.images.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts = {name: getattr(dataset, name) for name in ("name", "variant", "digest", "channels", "size")}
+    header: Header = {
+        "format": FORMAT,
+        "plan": asdict(plan),
+        "data": {**facts, "classes": dataset.num_classes},
+        "made_with": {"torch": torch.__version__, "device": machine, "machine": platform.machine()},
+    }
+    if (out / HEADER).exists():
+        old, _ = read_header(out)
+        _refuse_other(old, header, out)
+        if plan.count > old["plan"]["count"]:
+            store.write_json(out / HEADER, {**old, "plan": header["plan"]})
+        return
+    net = training.trained(plan.arch, dataset, recipe=plan.recipe, epochs=plan.epochs, seed=plan.seed)
+    state = net.state_dict()
+    counted = population.count(net, dataset.val, [state])[0]
+    base = {"sha256": store.tensor_hash(state, state), "right": counted.right, "total": counted.total}
+    store.save_weights(out / BASE, state, {**header["data"], "arch": plan.arch, "recipe": plan.recipe})
+    store.write_json(out / HEADER, {**header, "base": base})
+
+
+def _refuse_other(old: Header, wanted: Header, out: Path) -> None:
+    """Raise MgenbError unless the header `old` of `out` has all that is `wanted`, but for a larger count."""
+    was, now = (pd.json_normalize(header).to_dict("records")[0] for header in (old, wanted))
+    differ = [name for name in now if was.get(name) != now[name] and name != "plan.count"]
+    if differ:
+        told = "; ".join(f"{name} is {was.get(name)!r} there and {now[name]!r} here" for name in differ[:3])
+        raise MgenbError(f"{out} holds another pool: {told}; choose another --out or delete it")
+    if (count := now["plan.count"]) < was["plan.count"]:
+        raise MgenbError(f"count is {count}; {out} is a pool of {was['plan.count']}: right is at least that")
+
+
+def _cut_partial_line(file: Path) -> None:
+    content = file.read_bytes() if file.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        print(f"{file}: the last line was cut off in the middle and is made again", file=sys.stderr)
+        os.truncate(file, whole)
+
+
+def _grow(pool: "Pool", val: data.Split, limit: int) -> None:
+    """Try candidates, and write a row for each, until the pool is complete or has `limit` rows (MgenbError)."""
+    plan, base = pool.plan, pool.header["base"]
+    counted = population.counter(pool.network(pool.base).to(val.images.device), val)
+    fewest = mge.fewest_right(base["right"], base["total"], plan.eps) if plan.early_stop else None
+    done, accepted = len(pool.rows), len(pool)
+    with tqdm(total=plan.count, initial=accepted, desc=f"pool {pool.path.name}", unit="model", miniters=0) as bar:
+        while accepted < plan.count and done < limit:
+            state = pool.generated(mge.candidate_seed(plan.seed, done))
+            marks = pool.marks(state)
+            if not math.isfinite(marks["distance"]):
+                raise MgenbError(f"z = {plan.settings.z} makes weights that are not finite; try 0.2")
+            row = make_row(pool.header, done, counted([state], fewest)[0], marks)
+            _append(pool.path / MANIFEST, row)
+            done += 1
+            accepted += row["accepted"]
+            bar.set_postfix_str(f"{100 * accepted / done:.0f} % of {done} accepted", refresh=False)
+            bar.update(row["accepted"])
+    if accepted < plan.count:
+        raise _too_few(Pool(pool.path, partial=True))
+
+
+def _too_few(pool: "Pool") -> MgenbError:
+    plan, base, rejected = pool.plan, pool.header["base"], pool.rows[~pool.rows["accepted"]]
+    lost = base["right"] / base["total"] - rejected["accuracy"].fillna(rejected["high"]).median()
+    return MgenbError(
+        f"{len(pool)} of {plan.count} models were accepted among {len(pool.rows)} candidates; the others lose"
+        f" {'at least ' if plan.early_stop else ''}{lost:.3f} of the accuracy (median), and eps is {plan.eps:g};"
+        " the rows are kept: go on with a larger --max-candidates, or in another --out try a smaller --z, a larger"
+        " --t or a larger --eps"
     )
 
 
-def read_header(path: Path) -> Header:
-    """Return the header of the pool at `path`; MgenbError where there is none, or a damaged one."""
-    file = path / HEADER
+def _append(file: Path, row: Mapping[str, Any]) -> None:
+    text = json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n"
+    try:
+        with file.open("ab") as handle:
+            handle.write(text.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        kept = "all models made so far are kept, and the same command goes on once there is room"
+        raise MgenbError(f"could not write {file}: {error.strerror or error}; {kept}") from error
+
+
+def make_row(header: Header, index: int, count: population.Count, marks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a candidate's row: what was counted and marked, and all that follows from it and from the header."""
+    plan, base = header["plan"], header["base"]
+    right, total, eps = count.right, base["total"], plan["eps"]
+    accepted = count.passes(mge.fewest_right(base["right"], total, eps))
+    if count.seen < total:
+        accuracy, low, high = None, right / total, count.most / total
+        why = "accepted before the pass ended" if accepted else f"at least {eps:g} below the base"
+    else:
+        accuracy, lost = round(right / total, 6), (base["right"] - right) / total
+        low, high = proportion(right, total).interval()
+        why = "better than the base" if lost < 0 else "within eps of the base"
+        why = why if accepted else f"{lost:.4f} below the base"
+    judged = {"accuracy": accuracy, "low": round(low, 6), "high": round(high, 6), "accepted": accepted, "why": why}
+    recipe = {"index": index, "seed": mge.candidate_seed(plan["seed"], index)}
+    return {**recipe, **asdict(count), **judged, **marks, "settings": store.key_of(plan["settings"])[:8]}
+
+
+def read_header(path: Path) -> tuple[Header, Plan]:
+    """Return the header of the pool at `path` and its plan; MgenbError where there is none, or a damaged one."""
+    file, fault = path / HEADER, "is damaged: make the pool again, in another folder"
     if not file.exists():
         raise MgenbError(f"no pool at {path}: make one with mgenb pool create")
-    try:
+    with suppress(ValueError, KeyError, TypeError, MgenbError):
         header: Header = json.loads(file.read_bytes())
-        version, complete = header["format"], _holds(header, FIELDS)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        version, complete = FORMAT, False
-    if version != FORMAT:
-        raise MgenbError(f"{file} has format {version!r}; this version of mgenb reads {FORMAT}")
-    if not complete:
-        raise MgenbError(f"{file} is damaged: make the pool again, in another folder")
-    return header
+        if header["format"] != FORMAT:
+            fault = f"has format {header['format']!r}; this version of mgenb reads {FORMAT}"
+        elif all(isinstance(header[part][name], kinds[name]) for part, kinds in KNOWN.items() for name in kinds):
+            return header, Plan(**{**header["plan"], "settings": mge.Settings(**header["plan"]["settings"])})
+    raise MgenbError(f"{file} {fault}")
 
 
 def _read_base(path: Path, header: Header) -> mge.State:
@@ -93,42 +238,21 @@ def _read_base(path: Path, header: Header) -> mge.State:
     return state
 
 
-def _read_rows(file: Path, settings: str) -> list[dict[str, Any]]:
-    """Return the whole rows of a manifest; MgenbError names the first line that is damaged."""
+def _read_rows(file: Path, header: Header) -> list[dict[str, Any]]:
+    """Return the whole rows of a manifest; MgenbError names the first that does not follow from place and counts."""
     rows: list[dict[str, Any]] = []
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    for number, line in enumerate(lines):
-        try:
+    for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else []:
+        fine = False
+        with suppress(ValueError, KeyError, TypeError, MgenbError):
             row = json.loads(line)
-            fine = _holds(row, COLUMNS) and (row["index"], row["settings"]) == (number, settings)
-        except ValueError:
-            fine = False
+            count = population.Count(row["right"], row["seen"], header["base"]["total"])
+            marks = {name: kind(row[name]) for name, kind in MARKS.items()}
+            fine = count.seen <= count.total and row == make_row(header, len(rows), count, marks)
         if not fine:
             advice = "delete it and all after it, and the command that made the pool goes on"
-            raise MgenbError(f"{file}, line {number + 1} is damaged or out of order: {advice}")
+            raise MgenbError(f"{file}, line {len(rows) + 1} is damaged or out of order: {advice}")
         rows.append(row)
     return rows
-
-
-def judged(count: population.Count, header: Header) -> dict[str, Any]:
-    """Return what a row says of a count: accuracy with its 95 % interval, or bounds; accepted or not, and why."""
-    base, eps = header["base"], header["eps"]
-    accepted = count.passes(mge.fewest_right(base["right"], base["total"], eps))
-    if count.seen < count.total:
-        low, high = (round(right / count.total, 6) for right in (count.right, count.most))
-        why = "accepted before the pass ended" if accepted else f"at least {eps:g} below the base"
-        return {"accuracy": None, "low": low, "high": high, "bounds": True, "accepted": accepted, "why": why}
-    low, high = _wilson(count.right, count.total)
-    lost = (base["right"] - count.right) / count.total
-    why = "better than the base" if lost < 0 else "within eps of the base"
-    why = why if accepted else f"{lost:.4f} below the base"
-    return {"accuracy": round(count.right / count.total, 6), "low": low, "high": high, "accepted": accepted, "why": why}
-
-
-@lru_cache(maxsize=4096)
-def _wilson(right: int, total: int) -> stats.Interval:
-    low, high = stats.proportion(right, total).interval()
-    return round(low, 6), round(high, 6)
 
 
 def weights_hash(state: mge.State) -> str:
@@ -138,49 +262,27 @@ def weights_hash(state: mge.State) -> str:
 
 def distance(base: mge.State, state: mge.State) -> float:
     """Return the Euclidean distance to `base` over all weight layers, as a share of the base's norm."""
-
-    def norm(layer: Callable[[str], torch.Tensor]) -> float:
-        names = frequency.weight_names(base)
-        return math.hypot(*(torch.linalg.vector_norm(layer(name), dtype=torch.float64).item() for name in names))
-
-    return float(f"{norm(lambda name: state[name] - base[name]) / norm(lambda name: base[name]):.8g}")
+    change = {name: state[name] - base[name] for name in frequency.weight_names(base)}
+    return float(f"{_norm(change) / _norm(base):.8g}")
 
 
-def predictions(net: nn.Module, images: data.Split, state: mge.State) -> str:
-    """Return the predicted classes, a character an image."""
-    found = population.predict(net, images, state).tolist()
-    return "".join(CLASSES[label] if label >= 0 else NOT_A_NUMBER for label in found)
-
-
-def first_images(split: data.Split, n: int) -> data.Split:
-    """Return the first `n` images of a split."""
-    return data.Split(split.images[:n], split.labels[:n], split.groups[:n], split.role)
+def _norm(state: mge.State) -> float:
+    names = frequency.weight_names(state)
+    return math.hypot(*(torch.linalg.vector_norm(state[name], dtype=torch.float64).item() for name in names))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `Pool.verify` found.
-
-    same: models equal bit for bit; close: numbers of models within float noise; different: a sentence for each
-    model that is another one; rows: a sentence for each row that contradicts itself; note: what could not be checked.
-    """
+    """What `Pool.verify` found: `same` models equal bit for bit, numbers of `close` ones, sentences on others."""
 
     same: int
     close: tuple[int, ...]
     different: tuple[str, ...]
-    rows: tuple[str, ...]
-    note: str
-
-    @property
-    def fine(self) -> bool:
-        """Whether every model is the recorded one and every row follows from its counts."""
-        return not self.different and not self.rows
 
     def __str__(self) -> str:
-        numbers = f" (models {', '.join(map(str, self.close[:10]))}{', ...' if len(self.close) > 10 else ''})"
-        counts = f"{self.same} models bit for bit, {len(self.close)} within float noise{numbers if self.close else ''}"
-        counts += f", {len(self.different)} different; {len(self.rows) or 'no'} rows contradict themselves"
-        return "\n".join([counts, *([self.note] if self.note else []), *self.different, *self.rows])
+        numbers = f" (models {', '.join(map(str, self.close))})" if self.close else ""
+        close = f"{len(self.close)} within float noise{numbers}"
+        return "\n".join([f"{self.same} models bit for bit, {close}, {len(self.different)} different", *self.different])
 
 
 class Pool(Mapping[int, nn.Module]):
@@ -192,28 +294,17 @@ class Pool(Mapping[int, nn.Module]):
 
     def __init__(self, path: str | Path, *, partial: bool = False) -> None:
         self.path = Path(path)
-        self.header = read_header(self.path)
+        self.header, self.plan = read_header(self.path)
         self.base = _read_base(self.path, self.header)
-        self.settings_key = store.key_of(self.header["settings"])[:8]
-        rows = _read_rows(self.path / MANIFEST, self.settings_key)
-        self.rows = pd.DataFrame(rows, columns=[*COLUMNS, "bounds"])
-        self.rows["bounds"] = self.rows["bounds"].eq(True)
-        self.rows["accuracy"] = self.rows["accuracy"].astype(float)
+        self.rows = pd.DataFrame(_read_rows(self.path / MANIFEST, self.header), columns=COLUMNS)
         chosen = self.rows["accepted"] = self.rows["accepted"].astype(bool)
+        self.rows = self.rows.astype({"accuracy": float}).assign(bounds=self.rows["seen"] < self.rows["total"])
         self.rows["model"] = (chosen.cumsum() - 1).where(chosen).astype("Int64")
         self.accepted = self.rows[chosen].set_index("model")
-        if not partial and not self.complete:
+        held = f"has {len(self)} of {self.plan.count} models: it was interrupted, cut or out of candidates"
+        self.unfinished = f"{held}; the same create command goes on" if len(self) < self.plan.count else ""
+        if self.unfinished and not partial:
             raise MgenbError(f"{self.path} {self.unfinished}")
-
-    @property
-    def complete(self) -> bool:
-        return len(self) >= self.header["count"]
-
-    @property
-    def unfinished(self) -> str:
-        """What to say of a pool that is not complete."""
-        held = f"has {len(self)} of {self.header['count']} models"
-        return f"{held}: it was interrupted, cut or out of candidates; the same create command goes on"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Pool, partial=True), (self.path,)  # a DataLoader's workers open the pool themselves
@@ -241,132 +332,63 @@ class Pool(Mapping[int, nn.Module]):
     @cached_property
     def generated(self) -> Callable[[int], mge.State]:
         """Seed -> state_dict; coefficients and masks of the base are computed once."""
-        return mge.generator(self.base, mge.Settings(**self.header["settings"]))
+        return mge.generator(self.base, self.plan.settings)
 
     @cached_property
-    def _blank(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            return nets.build(*(self.header[name] for name in ("arch", "channels", "size", "classes"))).eval()
+    def _directions(self) -> mge.State:
+        names = frequency.weight_names(self.base)
+        return {n: torch.randn(self.base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
+
+    def marks(self, state: mge.State) -> dict[str, Any]:
+        """Return a model's `distance`, the projection of its change on a fixed random direction, and its hash."""
+        along = (((state[n] - self.base[n]).double() * one).sum().item() for n, one in self._directions.items())
+        projection = float(f"{math.fsum(along) / _norm(self.base):.8g}")
+        return {"distance": distance(self.base, state), "projection": projection, "hash": weights_hash(state)}
 
     def network(self, state: mge.State) -> nn.Module:
         """Return a new network of the pool's architecture with a copy of these weights, in eval mode."""
-        net = copy.deepcopy(self._blank)
+        about = self.header["data"]
+        with torch.random.fork_rng(devices=[]):
+            net = nets.build(self.plan.arch, about["channels"], about["size"], about["classes"])
         net.load_state_dict(state)
-        return net
+        return net.eval()
 
     def export(self, key: int, file: Path) -> None:
         """Write one model as safetensors, with where it comes from as JSON beside it; MgenbError to overwrite."""
-        if file.suffix != ".safetensors":
-            raise MgenbError(f"{file} does not end in .safetensors; right is a name like model.safetensors")
-        for taken in (file, file.with_suffix(".json")):
-            if taken.exists():
-                raise MgenbError(f"{taken} exists and is left as it is; choose another name")
-        self._save(key, file)
-
-    def _save(self, key: int, file: Path) -> None:
-        row, header = self.row(key), self.header
-        told = {name: header[name] for name in ("arch", "channels", "size", "classes", "settings")}
-        made = {name: row[name] for name in ("seed", "right", "seen", "total", "hash")}
-        facts = {"dataset": header["dataset"]["name"], "base": header["base"]["sha256"], "candidate": made}
-        store.save_weights(file, self.state(key), {**told, **facts})
-
-    def materialise(self) -> None:
-        """Write all models as models/00000.safetensors and so on; those that are there are left."""
-        for key in tqdm(self, desc="writing models"):
-            file = self.path / MODELS / f"{key:05d}.safetensors"
-            if not (file.exists() and file.with_suffix(".json").exists()):
-                self._save(key, file)
-
-    def mean_accuracy(self) -> float:
-        """Return the mean accuracy of the models, in [0, 1]; MgenbError where passes ended early, or none is there."""
-        if self.accepted["bounds"].any() or self.accepted.empty:
-            known = "only bounds of its accuracies are known, since passes ended early"
-            raise MgenbError(f"{self.path} has no mean accuracy: {known if len(self) else 'it holds no models'}")
-        return float(self.accepted["accuracy"].mean())
-
-    def describe(self) -> str:
-        """Return a summary for people, a few lines."""
-        header, base, where = self.header, self.header["base"], self.header["dataset"]
-        trained = f"{base['recipe']}, {base['epochs']} epochs, seed {base['seed']}"
-        rate = "none tried yet"
-        if len(self.rows):
-            rate = f"{stats.proportion(len(self), len(self.rows), 'candidates').times(100)} %"
-        size = (self.path / MANIFEST).stat().st_size if len(self.rows) else 0
-        lines = [
-            f"{header['arch']} on {where['name']} [{where['variant']}], {trained}",
-            f"accepted  {len(self)} models of {len(self.rows)} candidates: {rate}",
-            f"base      {100 * base['right'] / base['total']:.2f} % of {base['total']} validation images",
-            f"models    {self._accuracies()}",
-            f"distance  {_spread(self.rows['distance'], '.4f')} of the base's norm, all candidates",
-            f"manifest  {size / 1000:.1f} kB, in {self.path}",
-        ]
-        return "\n".join(lines if self.complete else [*lines, f"The pool {self.unfinished}."])
-
-    def _accuracies(self) -> str:
-        if self.accepted.empty:
-            return "none"
-        if self.accepted["bounds"].any():
-            return f"bounds only: from {100 * self.accepted['low'].min():.2f} %, the passes ended early"
-        return f"{_spread(100 * self.accepted['accuracy'], '.2f')} %"
+        store.refuse_taken(file)
+        row = self.row(key)
+        candidate = {name: row[name] for name in ("index", "seed", "right", "seen", "total", "hash")}
+        origin = {"plan": self.header["plan"], "base": self.header["base"]["sha256"], "candidate": candidate}
+        store.save_weights(file, self.state(key), {"arch": self.plan.arch, **self.header["data"], **origin})
 
     def verify(self, rows: int | None = None) -> Report:
-        """Generate all models again, or the first `rows`, and compare with the manifest; check all of its rows.
+        """Generate all models again, or the first `rows`, and compare with the manifest.
 
-        Where a hash differs, a model may still be the recorded one up to float noise: its distance to the base,
-        and all of its predictions on the probe images but one, have to agree.
+        Where the hash differs, distance and projection tell the recorded model up to float noise from another one.
         """
         same, close, different = 0, [], []
         for key in tqdm(range(len(self) if rows is None else min(rows, len(self))), desc="verifying"):
-            row, state = self.row(key), self.state(key)
-            away = distance(self.base, state)
-            if not abs(away - row["distance"]) <= DISTANCE_NOISE * row["distance"]:
-                different.append(f"model {key}: its distance to the base is {away:g}; recorded is {row['distance']:g}")
-            elif weights_hash(state) == row["hash"]:
+            row, found = self.row(key), self.marks(self.state(key))
+            noise = NOISE * row["distance"]
+            off = [name for name in ("distance", "projection") if not abs(found[name] - row[name]) <= noise]
+            if off:
+                different.append(f"model {key}: its {off[0]} is {found[off[0]]}; recorded is {row[off[0]]}")
+            elif found["hash"] == row["hash"]:
                 same += 1
-            elif (others := self._other_predictions(state, row["probe"])) > PROBE_NOISE:
-                different.append(f"model {key}: {others} of its {len(row['probe'])} predictions are others")
             else:
                 close.append(key)
-        note = self._probe[1] if close else ""
-        return Report(same, tuple(close), tuple(different), tuple(self._contradictions()), note)
+        return Report(same, tuple(close), tuple(different))
 
-    @cached_property
-    def _probe(self) -> tuple[data.Split | None, str]:
-        """The probe images, or None and why they are not to be had."""
-        where = self.header["dataset"]
-        try:
-            dataset = load_data(where)
-            fault = "" if dataset.digest == where["digest"] else f"{where['name']} holds other images here"
-        except MgenbError as error:
-            fault = str(error)
-        if fault:
-            return None, f"only distances could be checked where hashes differ: {fault}"
-        return first_images(dataset.val, self.header["probe"]), ""
-
-    def _other_predictions(self, state: mge.State, recorded: str) -> int:
-        images, _ = self._probe
-        found = recorded if images is None else predictions(self._blank, images, state)
-        return sum(a != b for a, b in zip_longest(found, recorded))
-
-    def _contradictions(self) -> Iterator[str]:
-        """Yield a sentence for each row that does not follow from its index and counts."""
-        total, seed = self.header["base"]["total"], self.header["seed"]
-        for row in self.rows.astype(object).where(self.rows.notna(), None).to_dict("records"):
-            line = f"line {row['index'] + 1}"
-            if row["total"] != total:
-                yield f"{line}: total is {row['total']}; right is {total}"
-                continue
-            try:
-                wanted = judged(population.Count(row["right"], row["seen"], total), self.header)
-            except MgenbError as error:
-                yield f"{line}: {error}"
-                continue
-            wanted["seed"] = mge.candidate_seed(seed, row["index"])
-            wrong = [name for name, value in wanted.items() if row[name] != value]
-            yield from (f"{line}: {name} is {row[name]!r}; right is {wanted[name]!r}" for name in wrong)
-
-
-def _spread(values: pd.Series, style: str) -> str:
-    if values.empty:
-        return "none"
-    return f"mean {values.mean():{style}}, from {values.min():{style}} to {values.max():{style}}"
+    def describe(self) -> str:
+        """Return a summary for people, a few lines."""
+        plan, about, base, tried = self.plan, self.header["data"], self.header["base"], len(self.rows)
+        rate = f"{proportion(len(self), tried, 'candidates').times(100)} %" if tried else "none tried yet"
+        low, high = (100 * self.accepted["accuracy"].fillna(self.accepted[name]) for name in ("low", "high"))
+        ended = ", bounds only where passes ended early" if self.accepted["bounds"].any() else ""
+        lines = [
+            f"{plan.arch} on {about['name']} [{about['variant']}], {plan.epochs} epochs of {plan.recipe}",
+            f"base      {100 * base['right'] / base['total']:.2f} % of {base['total']} validation images",
+            f"models    {f'{low.min():.2f} to {high.max():.2f} %{ended}' if len(self) else 'none'}",
+            f"accepted  {len(self)} models of {tried} candidates: {rate}",
+        ]
+        return "\n".join([*lines, f"The pool {self.unfinished}."] if self.unfinished else lines)

@@ -127,6 +127,12 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor], settings: Mappin
     write_json(path.with_suffix(".json"), {**settings, "sha256": file_hash(path)})
 
 
+def refuse_taken(path: Path) -> None:
+    """Raise MgenbError unless `path` is a new name for what `save_weights` writes."""
+    if path.suffix != ".safetensors" or path.exists() or path.with_suffix(".json").exists():
+        raise MgenbError(f"{path} exists or does not end in .safetensors; right is a new name like model.safetensors")
+
+
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Load what `save_weights` wrote: the state_dict (on the CPU) and the settings.
 

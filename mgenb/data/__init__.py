@@ -66,18 +66,13 @@ def load(
 
 def _choose(arrays: Arrays, name: str, seed: int, val_fraction: float) -> dict[str, tuple[Part, IntArray]]:
     """Return the part and the indices of it that make train, val and test."""
-    train, test = arrays.parts["train"], arrays.parts["test"]
-    chosen = {"test": (test, np.arange(len(test.labels)))}
-    if "val" in arrays.parts:
-        val = arrays.parts["val"]
-        return {
-            **chosen,
-            "train": (train, np.arange(len(train.labels))),
-            "val": (val, np.arange(len(val.labels))),
-        }
-    rng = numpy_generator(seed, "split", name)
-    train_index, val_index = split_indices(train.labels, train.groups, val_fraction, rng, arrays.classes)
-    return {**chosen, "train": (train, train_index), "val": (train, val_index)}
+    given = [(role, arrays.parts[role]) for role in ("test", "train", "val") if role in arrays.parts]
+    chosen = {role: (part, np.arange(len(part.labels))) for role, part in given}
+    if "val" not in chosen:
+        train, rng = arrays.parts["train"], numpy_generator(seed, "split", name)
+        train_index, val_index = split_indices(train.labels, train.groups, val_fraction, rng, arrays.classes)
+        chosen |= {"train": (train, train_index), "val": (train, val_index)}
+    return chosen
 
 
 def _split(part: Part, index: IntArray, role: str) -> Split:

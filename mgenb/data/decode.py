@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import PIL
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mgenb import store
 from mgenb.errors import MgenbError
@@ -183,15 +185,15 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
     the latter gives a warning.
     """
     key = store.key_of({"files": _identity(path), "name": name, "version": VERSION, "pillow": PIL.__version__})
-    folder = store.cache_dir() / "arrays" / key
-    with store.lock(folder):
-        if (folder / "arrays.json").exists():
+    file = store.cache_dir() / "arrays" / f"{key}.safetensors"
+    with store.lock(file):
+        if file.exists():
             try:
-                return _read_cache(folder)
-            except (OSError, ValueError, KeyError) as error:
-                warnings.warn(f"cached arrays in {folder} are damaged ({error}): made again", stacklevel=3)
-        _write_cache(folder, read())
-        return _read_cache(folder)
+                return _read_cache(file)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                warnings.warn(f"cached arrays in {file} are damaged ({error}): made again", stacklevel=3)
+        _write_cache(file, read())
+        return _read_cache(file)
 
 
 def _identity(path: Path) -> list[tuple[str, int, int]]:
@@ -200,34 +202,20 @@ def _identity(path: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _write_cache(folder: Path, arrays: Arrays) -> None:
-    digest = hashlib.sha256(json.dumps(arrays.classes).encode())
-    sizes = {}
+def _write_cache(file: Path, arrays: Arrays) -> None:
+    digest, stored = hashlib.sha256(json.dumps(arrays.classes).encode()), {}
     for split, part in arrays.parts.items():
         for field, values in part._asdict().items():
-            array = np.ascontiguousarray(values)
+            array = stored[f"{split} {field}"] = np.ascontiguousarray(values)
             digest.update(f"{split} {field} {array.shape}".encode())
             digest.update(array.data)
-            file = folder / f"{split}_{field}.npy"
-            store.write_atomic(file, partial(_save, array=array))
-            sizes[file.name] = file.stat().st_size
-    about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": digest.hexdigest(), "sizes": sizes}
-    store.write_json(folder / "arrays.json", about)  # last: without it the folder counts as empty
+    about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": digest.hexdigest(), "splits": [*arrays.parts]}
+    store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about)}))
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save would add .npy to a bare name
-        np.save(file, array)
-
-
-def _read_cache(folder: Path) -> tuple[Arrays, str]:
-    about = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
-    for name, size in about["sizes"].items():
-        if (folder / name).stat().st_size != size:
-            raise ValueError(f"{name} has the wrong size")
-    parts = {}
-    for split in SPLITS:
-        if f"{split}_images.npy" in about["sizes"]:
-            files = (folder / f"{split}_{field}.npy" for field in Part._fields)
-            parts[split] = Part(*(np.load(file, mmap_mode="r") for file in files))
+def _read_cache(file: Path) -> tuple[Arrays, str]:
+    with safe_open(file, "pt") as cache:  # maps the file, where "numpy" would read all of it
+        about, parts = json.loads(cache.metadata()["about"]), {}
+        for split in about["splits"]:
+            parts[split] = Part(*(cache.get_tensor(f"{split} {field}").numpy() for field in Part._fields))
     return Arrays(parts, tuple(about["classes"]), about["jpeg"]), about["digest"]

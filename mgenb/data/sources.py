@@ -305,9 +305,8 @@ def read_tree(path: Path, name: str) -> Arrays:
 def _open_tree(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Give the names in a zip or folder (folders end in "/") and a function that reads one of them."""
     if path.is_dir():
-        folders = [Path(top, name).relative_to(path) for top, names, _ in os.walk(path) for name in names]
-        files = [Path(top, name).relative_to(path) for top, _, names in os.walk(path) for name in names]
-        names = [f"{folder.as_posix()}/" for folder in folders] + [file.as_posix() for file in files]
+        found = {one.relative_to(path).as_posix(): one.is_dir() for one in path.rglob("*")}
+        names = [f"{name}/" if folder else name for name, folder in found.items()]
         yield names, lambda name: (path / name).read_bytes()
     else:
         with reading(path):

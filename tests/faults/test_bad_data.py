@@ -3,7 +3,6 @@
 import gzip
 import io
 import pickle
-import shutil
 import urllib.request
 import zipfile
 from urllib.error import URLError
@@ -200,18 +199,19 @@ def test_no_network(name, monkeypatch):
 def test_damaged_cache_is_made_again(tmp_path):
     path = zipped(tmp_path, good())
     first = data.load(path, val_fraction=0.5)
-    (images,) = store.cache_dir().glob("arrays/*/train_images.npy")
-    about = images.with_name("arrays.json")
+    (cached,) = store.cache_dir().glob("arrays/*.safetensors")
+    whole = cached.read_bytes()
     for harm in (
-        lambda: images.write_bytes(images.read_bytes()[:-5]),
-        lambda: images.write_bytes(b"x" * images.stat().st_size),
-        images.unlink,
-        lambda: about.write_text("{"),
+        whole[:-5],
+        b"x" * len(whole),
+        b"",
+        whole.replace(b"train images", b"train imagos"),
+        whole.replace(b"about", b"aboot"),
     ):
-        harm()
+        cached.write_bytes(harm)
         with pytest.warns(UserWarning, match="damaged .*made again"):
             again = data.load(path, val_fraction=0.5)
         assert again.digest == first.digest
         assert (again.train.images == first.train.images).all()
-    shutil.rmtree(images.parent)
+    cached.unlink()
     assert data.load(path, val_fraction=0.5).digest == first.digest

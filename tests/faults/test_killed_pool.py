@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from mgenb import mge, pool, pooling
+from mgenb import mge, pool
 
 COUNT = 100
 COMMAND = ["--dataset", "mnist", "--arch", "lenet", "--samples", "--train-limit", "1000", "--val-limit", "400"]
@@ -35,7 +35,7 @@ def test_a_killed_pool_goes_on_to_the_same_bytes(tmp_path):
     for rows in (3, 40):
         kill_at(path, rows)
         assert rows <= rows_of(path) < COUNT
-    plan = pooling.Plan(
+    plan = pool.Plan(
         dataset="mnist",
         arch="lenet",
         count=COUNT,
@@ -43,9 +43,9 @@ def test_a_killed_pool_goes_on_to_the_same_bytes(tmp_path):
         epochs=8,
         train_limit=1000,
         val_limit=400,
-        source="samples",
+        samples=True,
     )
-    resumed, whole = pooling.create(plan, path), pooling.create(plan, tmp_path / "whole")
+    resumed, whole = pool.create(plan, path), pool.create(plan, tmp_path / "whole")
     for name in (pool.HEADER, pool.MANIFEST, pool.BASE, "base.json"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert resumed.verify(20).same == 20
