@@ -15,7 +15,6 @@ _HOME = {
     "final_test": "experiment",
     "caption": "experiment",
     "figures": "figures",
-    "diagrams": "diagrams",
     "explore": "explore",
 }
 
