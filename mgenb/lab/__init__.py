@@ -6,7 +6,7 @@ The names are imported when first used, so that the command line does not wait f
 from importlib import import_module
 from typing import Any
 
-_MODULES = ("figures", "diagrams", "explore")
+_MODULES = ("figures", "explore")
 _HOME = {"start": "run", "points_lost": "evidence"}
 _HOME |= dict.fromkeys(("load", "trained", "final_test", "caption"), "experiment")
 

@@ -126,6 +126,9 @@ def execute(job: Job) -> Outcome:
             return Outcome(job, seconds, error=error)
         made = job.stage / f"{stem}.json"
         record = read(made) if made.exists() else None
+        drawings = job.path.parent / "img"
+        if drawings.is_dir():  # the executed notebook shows them by relative links
+            shutil.copytree(drawings, job.out / drawings.name, dirs_exist_ok=True)
         _publish(job.stage, stem, job.out, job.executed)
         return Outcome(job, seconds, record)
 

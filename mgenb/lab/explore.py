@@ -1,12 +1,8 @@
 """The explorer of notebook 01: zero part of one layer's band; see spectrum, weights and accuracy at once."""
 
-import hashlib
 import io
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
 import ipywidgets as widgets
 import matplotlib as mpl
@@ -14,14 +10,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
-from tqdm import tqdm
 
-from mgenb import frequency, population, seeds, stats, store
+from mgenb import frequency, population, seeds, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError, SealedSplitError, choose
 from mgenb.lab import figures
 
-VERSION = 1  # raise it when the explorer would count otherwise: it is part of the cache's key
 BINS = 30  # a multiple of three, so that no bin of the spectrum lies in two bands
 POINTS = 3000
 ROLES = {"train": "training", "val": "validation"}
@@ -29,14 +23,13 @@ ROLES = {"train": "training", "val": "validation"}
 
 @dataclass(frozen=True)
 class Explorer:
-    """What `frequency_explorer` measured; `right` counts the images classified rightly, of `images`."""
+    """A network as it was in `state`, and images; what is shown is measured when it is asked for."""
 
+    net: nn.Module
     state: Mapping[str, torch.Tensor]
+    split: Split
     shares: tuple[float, ...]
     seed: int
-    role: str
-    images: int
-    right: Mapping[str, int]
 
     @property
     def layers(self) -> list[str]:
@@ -45,8 +38,11 @@ class Explorer:
 
     def accuracy(self, layer: str, transform: str, band: str, share: float) -> float:
         """Return the accuracy in percent of the network with that one layer changed."""
-        self._check(layer, transform, band, share)
-        return 100 * self.right[_key(layer, transform, band, share)] / self.images
+        changed = {layer: self.changed(layer, transform, band, share)}
+        return 100 * self._right(changed) / len(self.split)
+
+    def _right(self, changed: Mapping[str, torch.Tensor]) -> int:
+        return int(population.correct(self.net, self.split, {**self.state, **changed}).sum())
 
     def changed(self, layer: str, transform: str, band: str, share: float) -> torch.Tensor:
         """Return `layer` with random coefficients of `band` zeroed: `share` of the smallest band's size."""
@@ -64,14 +60,16 @@ class Explorer:
     def frame(self, layer: str, transform: str, band: str, share: float) -> Figure:
         """Return the figure for one choice; pyplot does not know it, so that nothing has to be closed."""
         new, old = self.changed(layer, transform, band, share), self.state[layer]
-        right = {name: self.right[_key(layer, transform, name, share)] for name in frequency.BANDS}
+        right = {"base": self._right({})}
+        for name in frequency.BANDS:
+            right[name] = self._right({layer: self.changed(layer, transform, name, share)})
         with mpl.rc_context(figures.STYLE):
             fig = Figure(figsize=(11, 3.6))
             axes = fig.subplots(1, 3)
             _draw_spectrum(axes[0], old, new, transform, band)
             _draw_weights(axes[1], old, new, band)
-            _draw_accuracy(axes[2], {"base": self.right["base"], **right}, self.images, band)
-            axes[2].set_xlabel(f"right of {self.images:,} {ROLES[self.role]} images (%)")
+            _draw_accuracy(axes[2], right, len(self.split), band)
+            axes[2].set_xlabel(f"right of {len(self.split):,} {ROLES[self.split.role]} images (%)")
             count = round(share * frequency.smallest_band(old.shape, transform))
             what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
             fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
@@ -100,38 +98,15 @@ class Explorer:
 def frequency_explorer(
     net: nn.Module, split: Split, *, seed: int = 0, shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0)
 ) -> Explorer:
-    """Return the explorer of `net`, its accuracies on `split` measured now or read from the cache.
+    """Return the explorer of `net` as it is now, on the images of `split`.
 
-    The cache is keyed by network, images, seed, shares and VERSION. Raises MgenbError for shares outside (0, 1]
-    and for the test split, on which nothing may be chosen.
+    Raises MgenbError for shares outside (0, 1] and for the test split, on which nothing may be chosen.
     """
     if getattr(split, "role", "test") not in ROLES:  # a SealedSplit tells no role
         raise SealedSplitError("the explorer shows train or val images, not the test split")
     if not shares or not all(0 < share <= 1 for share in shares):
         raise MgenbError(f"shares are {tuple(shares)}; right are numbers above 0 and up to 1")
-    explorer = Explorer(population.state_of(net), tuple(map(float, shares)), seed, split.role, len(split), {})
-    tensors = (*explorer.state.values(), split.images, split.labels)
-    inputs = [hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest() for tensor in tensors]
-    settings = {"net": str(net), "inputs": inputs, "seed": seed, "shares": list(shares), "version": VERSION}
-    path = store.cache_dir() / "explore" / f"{store.key_of(settings)}.json"
-    if path.exists():
-        print("explorer: accuracies from the cache", file=sys.stderr)
-    else:
-        store.write_json(path, _measure(explorer, net, split))
-    return replace(explorer, right=json.loads(path.read_text(encoding="utf-8")))
-
-
-def _measure(explorer: Explorer, net: nn.Module, split: Split) -> dict[str, int]:
-    right = {"base": int(population.correct(net, split).sum())}
-    choices = product(explorer.layers, frequency.TRANSFORMS, frequency.BANDS, explorer.shares)
-    for choice in tqdm(list(choices), desc="explorer: evaluating"):
-        state = {**explorer.state, choice[0]: explorer.changed(*choice)}
-        right[_key(*choice)] = int(population.correct(net, split, state).sum())
-    return right
-
-
-def _key(layer: str, transform: str, band: str, share: float) -> str:
-    return f"{layer} {transform} {band} {float(share)}"
+    return Explorer(net, population.state_of(net), split, tuple(map(float, shares)), seed)
 
 
 def _short(layer: str) -> str:

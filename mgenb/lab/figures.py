@@ -103,11 +103,7 @@ def forest(
 def caption(fig: Figure, text: str) -> None:
     """Write `text` in small grey letters under the figure, as "profile quick, 5 LeNets, MNIST sample"."""
     wrapped = textwrap.fill(text, int(15 * fig.get_figwidth()))
-    if any(ax.get_subplotspec() is not None for ax in fig.axes):
-        fig.supxlabel(wrapped, x=0.99, ha="right", fontsize=7.5, color=MUTED)
-    else:  # a drawing: there is no grid that could make room
-        fig.set_layout_engine("none")
-        fig.text(0.99, 0.01, wrapped, ha="right", va="bottom", fontsize=7.5, color=MUTED)
+    fig.supxlabel(wrapped, x=0.99, ha="right", fontsize=7.5, color=MUTED)
 
 
 def save(fig: Figure, path: Path) -> None:

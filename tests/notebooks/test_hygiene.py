@@ -1,12 +1,14 @@
 """Every committed notebook is such that nbval compares it, and the check for that finds what is wrong."""
 
 import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
 from mgenb.lab import catalog, hygiene, parameters
 
@@ -190,3 +192,17 @@ def test_committed_notebook_begins_with_its_title(path: Path) -> None:
     first = nbformat.read(path, 4).cells[0]
     assert first.cell_type == "markdown"
     assert first.source.startswith(f"# {path.stem[:2]} · ")
+
+
+def test_every_drawing_is_shown_with_alt_text_and_is_opaque() -> None:
+    shown = set()
+    for path in NOTEBOOKS:
+        prose = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        for alt, file in re.findall(r"!\[(.*?)\]\((.*?)\)", prose):
+            assert len(alt) > 20, file
+            shown.add(path.parent / file)
+    assert shown == set((ROOT / "notebooks" / "img").iterdir())
+    for file in shown:
+        with Image.open(file) as image:
+            assert image.width >= 1500
+            assert image.convert("RGBA").getextrema()[3] == (255, 255), file.name

@@ -138,6 +138,8 @@ def test_dry_run_prints_the_plan_and_starts_nothing(project, call):
 
 
 def test_run_writes_notebook_record_and_figures(project, call):
+    (project / "notebooks" / "img").mkdir()
+    (project / "notebooks" / "img" / "drawing.png").write_bytes(b"a drawing")
     (project / "images").mkdir()  # a relative path means the caller's folder, not the notebook's
     code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "dataset=images", "-p", "val=all")
     (folder,) = (project / "runs").iterdir()
@@ -147,6 +149,7 @@ def test_run_writes_notebook_record_and_figures(project, call):
     seen = json.loads((folder / f"{STEM}.json").read_text())["result"]["settings"]["seen"]
     assert seen == [7, 0.001, str(project / "images"), "all"]
     assert (folder / f"{STEM}-a.png").exists()
+    assert (folder / "img" / "drawing.png").exists()  # for links of the executed notebook
     assert out.splitlines()[0].endswith("1 contradicted")
     last = out.splitlines()[-1]
     assert last.startswith(f"look at {folder}: 1 executed notebooks, 1 figures, 1 records")

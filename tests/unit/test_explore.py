@@ -15,16 +15,6 @@ SHARES = (0.5, 1.0)
 LAYERS = [f"net.{name}.weight" for name in ("conv1", "conv2", "conv3", "fc1", "fc2")]
 
 
-@pytest.fixture(scope="module")
-def own_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("explorer")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, own_cache):
-    monkeypatch.setenv("MGENB_CACHE", str(own_cache))
-
-
 @pytest.fixture
 def explorer(lenet, small):
     return lab.explore.frequency_explorer(lenet, small.val, shares=SHARES)
@@ -39,7 +29,8 @@ def test_accuracies_are_those_of_a_direct_evaluation(explorer, lenet, small):
         seen.add(explorer.accuracy(*choice))
         assert explorer.accuracy(*choice) == pytest.approx(population.accuracy(lenet, small.val, state))
     assert len(seen) > 5
-    assert explorer.right["base"] == population.correct(lenet, small.val).sum()
+    unchanged = f"unchanged\n{population.accuracy(lenet, small.val):.1f} %"
+    assert unchanged in texts(explorer.frame(LAYERS[0], "flat", "low", 0.5))
 
 
 def test_what_is_changed_is_that_share_of_that_band_in_that_layer(explorer, lenet):
@@ -53,32 +44,14 @@ def test_what_is_changed_is_that_share_of_that_band_in_that_layer(explorer, lene
     assert weight.equal(explorer.state["net.conv2.weight"])
 
 
-def test_a_second_explorer_evaluates_nothing(explorer, lenet, small, monkeypatch, capsys):
-    monkeypatch.setattr(population, "correct", lambda *a: pytest.fail("evaluated again"))
-    again = lab.explore.frequency_explorer(lenet, small.val, shares=SHARES)
-    assert "from the cache" in capsys.readouterr().err
-    assert again.right == explorer.right
-
-
-@pytest.mark.parametrize("other", ["shares", "seed", "images", "weights", "version"])
-def test_other_weights_images_or_settings_are_evaluated_anew(explorer, lenet, small, monkeypatch, other):
-    def evaluated(*args):
-        raise InterruptedError
-
-    monkeypatch.setattr(population, "correct", evaluated)
-    net, split, options = lenet, small.val, {"shares": SHARES}
-    if other == "images":
-        split = small.val.take(50, 0)
-    elif other == "weights":
-        net = copy.deepcopy(lenet)
-        with torch.no_grad():
-            net.get_parameter("net.conv1.bias")[0] += 1e-3
-    elif other == "version":
-        monkeypatch.setattr(lab.explore, "VERSION", lab.explore.VERSION + 1)
-    else:
-        options |= {"shares": (0.3,)} if other == "shares" else {"seed": 1}
-    with pytest.raises(InterruptedError):
-        lab.explore.frequency_explorer(net, split, **options)
+def test_it_shows_the_network_as_it_was(lenet, small):
+    net = copy.deepcopy(lenet)
+    explorer = lab.explore.frequency_explorer(net, small.val, shares=SHARES)
+    before = explorer.accuracy(LAYERS[0], "flat", "high", 0.5)
+    with torch.no_grad():
+        for weights in net.parameters():
+            weights.zero_()
+    assert explorer.accuracy(LAYERS[0], "flat", "high", 0.5) == before
 
 
 def texts(figure):

@@ -1,4 +1,4 @@
-"""Figures: diagrams whose text can be read, PNGs that do not change by themselves, colours that differ."""
+"""Figures: PNGs that do not change by themselves, colours that differ."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -7,13 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 from PIL import Image
 
 matplotlib.use("agg")
@@ -21,27 +15,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from mgenb.errors import MgenbError
-from mgenb.lab import diagrams, figures
+from mgenb.lab import figures
 
-COMPARISON = [
-    (0.03, 0.06, "reproduced"),
-    (-0.01, 0.03, "inconclusive"),
-    (0.003, 0.015, "contradicted (no relevant advantage)"),
-    (-0.05, -0.025, "contradicted (worse)"),
-]
-EQUIVALENCE = [
-    (-0.01, 0.008, "reproduced"),
-    (-0.045, 0.045, "inconclusive"),
-    (0.026, 0.05, "contradicted"),
-]
-DRAWINGS = {
-    "mge_overview": diagrams.mge_overview,
-    "mge_generator": diagrams.mge_generator,
-    "emge_loop": diagrams.emge_loop,
-    "mega_loop": diagrams.mega_loop,
-    "mega_tree": diagrams.mega_tree,
-    "verdict_rules": lambda: diagrams.verdict_rules(COMPARISON, EQUIVALENCE, 0.02),
-}
 # What one plot may show together.
 TOGETHER = {
     "bands": ["low", "mid", "high"],
@@ -56,76 +31,6 @@ def _close() -> Iterator[None]:
     with matplotlib.rc_context():
         yield
     plt.close("all")
-
-
-@pytest.fixture(scope="module", params=DRAWINGS)
-def drawing(request: pytest.FixtureRequest) -> Figure:
-    fig = DRAWINGS[request.param]()
-    assert isinstance(fig, Figure)
-    figures.caption(fig, "profile quick, LeNet on mnist [sample]")
-    FigureCanvasAgg(fig).draw()
-    return fig
-
-
-def texts(fig: Figure) -> list[Text]:
-    found = fig.findobj(lambda artist: isinstance(artist, Text) and artist.get_visible() and artist.get_text())
-    return [text for text in found if text.get_text().strip()]
-
-
-def holds(outer: Bbox, inner: Bbox) -> bool:
-    return outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1
-
-
-def overlap(one: Bbox, other: Bbox) -> bool:
-    shared = Bbox.intersection(one, other)
-    return shared is not None and shared.width > 1 and shared.height > 1
-
-
-def test_text_lies_inside_the_figure_and_can_be_read(drawing: Figure) -> None:
-    for text in texts(drawing):
-        assert holds(drawing.bbox, text.get_window_extent()), text.get_text()
-        assert text.get_fontsize() >= 7, text.get_text()
-
-
-def test_texts_do_not_overlap(drawing: Figure) -> None:
-    for one, other in combinations(texts(drawing), 2):
-        where = one.get_text(), other.get_text()
-        assert not overlap(one.get_window_extent(), other.get_window_extent()), where
-
-
-def test_boxes_hold_their_text_and_do_not_overlap(drawing: Figure) -> None:
-    boxes = drawing.findobj(FancyBboxPatch)
-    labels = {text.get_gid(): text for text in texts(drawing)}
-    for box in boxes:
-        assert holds(box.get_window_extent(), labels[box.get_gid()].get_window_extent()), box.get_gid()
-    for one, other in combinations(boxes, 2):
-        assert not overlap(one.get_window_extent(), other.get_window_extent()), (
-            one.get_gid(),
-            other.get_gid(),
-        )
-
-
-def test_arrows_do_not_cross_text(drawing: Figure) -> None:
-    shafts = drawing.findobj(FancyArrowPatch)
-    shafts += [line for line in drawing.findobj(Line2D) if line.get_gid() == "arrow"]
-    for shaft in shafts:
-        path = shaft.get_transform().transform_path(shaft.get_path()).interpolated(50)
-        for text in texts(drawing):
-            assert not text.get_window_extent().count_contains(path.vertices), text.get_text()
-
-
-def test_verdict_rules_shows_the_verdicts_it_is_given() -> None:
-    shown = [text.get_text() for text in texts(diagrams.verdict_rules(COMPARISON, EQUIVALENCE, 0.02))]
-    for _, _, verdict in COMPARISON + EQUIVALENCE:
-        assert verdict in shown
-
-
-def test_generator_drawing_keeps_the_smallest_set_with_its_share_of_energy() -> None:
-    weights, spectrum, important, redrawn = diagrams._one_layer(t=0.8, z=0.1)
-    energy = np.sort(spectrum[important] ** 2)
-    assert energy.sum() >= 0.8 * (weights**2).sum() > energy[1:].sum()
-    assert np.array_equal(redrawn[important], spectrum[important])
-    assert np.abs(redrawn[~important]).max() <= 0.1
 
 
 def test_saved_png_has_150_dpi_and_the_same_bytes_twice(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_one_more_architecture_and_an_edited_drawing_throw_nothing_away(small, o
     package = shutil.copytree(Path(nets.__file__).parents[1], tmp_path / "mgenb")
     table = package / "nets/__init__.py"
     table.write_text(table.read_text().replace('"lenet": lenet,', '"lenet": lenet, "lenet_too": lenet,'))
-    for file in ("nets/lenet.py", "training.py", "lab/diagrams.py"):
+    for file in ("nets/lenet.py", "training.py", "lab/figures.py"):
         with (package / file).open("a") as code:
             code.write("LATER = 1\n")
     done = subprocess.run([sys.executable, "-c", FOUND_AGAIN], cwd=tmp_path, capture_output=True, text=True)
