@@ -74,7 +74,8 @@ def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
     """
     if chosen := os.environ.get("MGENB_OUT"):
         return Path(chosen)
-    whole = ",".join(f"{name}={value}" for name, value in sorted((given or {}).items()))
+    texts = {name: "+".join(map(str, v)) if isinstance(v, list) else v for name, v in sorted((given or {}).items())}
+    whole = ",".join(f"{name}={text}" for name, text in texts.items())
     name = re.sub(r"[^\w.,=+-]", "_", whole)[:LONGEST_NAME]
     if name != whole:
         name += "-" + hashlib.sha256(whole.encode()).hexdigest()[:8]
