@@ -50,7 +50,7 @@ def prepared(wheels: Path | None, data: Path | None) -> dict[str, str]:
 
 def run_tests(out: Path, environment: dict[str, str], limit: float) -> int:
     """Run tests/gpu within `limit` seconds; return pytest's code, 124 where the time ended."""
-    files = [f"tests/gpu/test_{name}.py" for name in ("training", "methods", "populations")]
+    files = [f"tests/gpu/test_gpu_{name}.py" for name in ("training", "methods", "populations")]
     command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "--durations=8"]
     with (out / "tests.log").open("w") as log:
         try:
