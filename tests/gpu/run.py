@@ -30,6 +30,9 @@ def main() -> int:
     ends = time.monotonic() + given.budget
     given.out.mkdir(parents=True, exist_ok=True)
     environment = prepared(given.wheels, given.data)
+    asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    if subprocess.run(asked, env=environment, check=False).returncode:
+        sys.exit("no GPU here: PyTorch is missing or sees no CUDA device; `mgenb doctor` says more")
     failed = run_tests(given.out, environment, given.tests) if given.tests else 0
     run_parts(given.out, environment, ends, given.only)
     return failed
