@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 
-from mgenb.lab import catalog, execute, stage
+from mgenb.lab import execute, record, stage
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
@@ -138,7 +138,7 @@ def test_killed_within_its_move_a_refresh_is_finished_by_the_next_command(tmp_pa
     assert (figures / f"{STEM}-a.png").read_text() == "new"
     assert execute.tokens(nbformat.read(notebook, 4)) == []
     subprocess.run([sys.executable, "-m", "mgenb.cli", "list"], cwd=tmp_path, check=True, stdout=subprocess.PIPE)
-    assert catalog.read_record(figures / f"{STEM}.json")["context"]["finished"] == "2026-01-02"
+    assert record.read(figures / f"{STEM}.json").context["finished"] == "2026-01-02"
     assert execute.tokens(nbformat.read(notebook, 4)) == ["mechanism new: True"]
     changed = {line[3:] for line in git(tmp_path, "status", "--porcelain").splitlines()}
     assert changed == {f"notebooks/{STEM}.ipynb", f"figures/quick/{STEM}-a.png", f"figures/quick/{STEM}.json"}
