@@ -18,7 +18,7 @@ import json, os, pathlib, time
 out = pathlib.Path(os.environ["MGENB_OUT"])
 (out / "03_importance_mask-a.png").write_text("new")
 record = {"stem": "03_importance_mask", "profile": "quick", "figures": [], "context": {"finished": "2026-01-02"}}
-record["result"] = {"claims": [], "mechanism": {}}
+record["result"] = {"claims": [], "mechanism": {"new": True}}
 (out / "03_importance_mask.json").write_text(json.dumps(record))
 print("mechanism new: True")
 """
