@@ -107,7 +107,7 @@ def test_networks_trained_together_are_kept_and_found_one_by_one(digits, tmp_pat
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
     there = digits.to("cuda")
     together = training.trained_all("lenet", there, epochs=1, seeds=[5, 6])
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "models").rglob("*.safetensors"))) == 2
     for seed, net in zip((5, 6), together, strict=True):
         found = training.trained("lenet", there, epochs=1, seed=seed)
         assert all(tensor.equal(net.state_dict()[name]) for name, tensor in found.state_dict().items())
