@@ -177,7 +177,7 @@ def test_training_that_diverges_is_refused_and_not_cached(small, own_cache, monk
     monkeypatch.setitem(training.RECIPES, "wild", training.Recipe(recipe, 1e30))
     with pytest.raises(MgenbError, match=r"training diverged in epoch .*smaller rate"):
         training.trained("lenet", small, recipe="wild", epochs=3, seed=0, quiet=True)
-    assert list(own_(cache / "models").rglob("*.safetensors")) == []
+    assert list((own_cache / "models").rglob("*.safetensors")) == []
 
 
 def test_untrained_networks_score_chance_and_trained_ones_do_not(small, lenet):
@@ -227,7 +227,7 @@ def test_two_processes_that_want_one_network_train_it_once(own_cache, tmp_path):
     assert [process.returncode for process in running] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] != ""
     assert sorted("from the cache" in err for _, err in outputs) == [False, True]
-    assert len(list(own_(cache / "models").rglob("*.safetensors"))) == 1
+    assert len(list((own_cache / "models").rglob("*.safetensors"))) == 1
 
 
 def test_the_triangle_rises_and_falls_and_constant_stays():
