@@ -15,6 +15,7 @@ from torch import nn
 from mgenb.data import Split
 from mgenb.errors import MgenbError, SealedSplitError, choose
 from mgenb.fused import fuse
+from mgenb.seeds import one_thread as one_thread
 
 torch.backends.cudnn.allow_tf32 = False  # predictions must not depend on the way in which they are computed
 
@@ -218,17 +219,6 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on the CPU with one thread: for work too small to share, or whose bits must not depend on the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def quick_copy(net: nn.Module, state: State | None = None) -> nn.Module:

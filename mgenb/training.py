@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.errors import MgenbError, choose
-from mgenb.seeds import derive
+from mgenb.seeds import derive, one_thread
 from mgenb.steps import PRECISIONS, Step, side_by_side
 
 
@@ -80,7 +80,8 @@ def fit_epoch(step: Step, recipe: Recipe, seed: int, span: tuple[float, float] =
     The global generator is seeded inside a fork, so that dropout repeats and nothing outside changes.
     """
     step.net.train()
-    with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
+    # with more threads sums have another order, and the cache would serve what a machine's cores happened to give
+    with one_thread(), torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for index, rate in _batches(step, recipe, span):
             step(index, rate)
