@@ -89,8 +89,9 @@ def _called(node: fx.node.Argument, modules: Modules) -> nn.Module | None:
 def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
     """Return the convolution that a node calls, if only one other node reads it and its padding is in numbers."""
     found = _called(node, modules)
-    fits = isinstance(found, nn.Conv2d) and isinstance(node, fx.Node) and len(node.users) == 1
-    return found if fits and isinstance(found, nn.Conv2d) and not isinstance(found.padding, str) else None
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(found, nn.Conv2d):
+        return None
+    return None if isinstance(found.padding, str) else found
 
 
 def conv_relu(

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mgenb import data, frequency, mge, nets, population, stats, store, training
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, choose, demand
 from mgenb.seeds import torch_generator
 
 HEADER, MANIFEST, BASE = "pool.json", "manifest.jsonl", "base.safetensors"
@@ -73,10 +73,7 @@ class Plan:
     def __post_init__(self) -> None:
         choose("architecture", self.arch, nets.ARCHITECTURES)
         choose("recipe", self.recipe, training.RECIPES)
-        for name, least in (("count", 1), ("epochs", 1), ("seed", 0), ("train_limit", 0), ("val_limit", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise MgenbError(f"{name} is {value!r}; right is a whole number of at least {least}")
+        demand(self, count=1, epochs=1, seed=0, train_limit=0, val_limit=0)
         if not 0 < self.eps <= 1:
             raise MgenbError(f"eps is {self.eps!r}; right is a number above 0 and at most 1 (the paper: 0.05)")
         mge.unimportant(torch.eye(2), self.settings, 0)  # a wrong transform or domain is told before training

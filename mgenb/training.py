@@ -255,17 +255,23 @@ def trained_all(
     arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int]
 ) -> list[nn.Module]:
     """Return `trained` for each of the seeds; on a GPU, small networks that are not in the cache train side by side."""
+    if dataset.train.images.is_cuda:
+        _train_missing(arch, dataset, recipe, epochs, seeds)
+    return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
+
+
+def _train_missing(arch: str, dataset: Dataset, recipe: str, epochs: int, seeds: Sequence[int]) -> None:
+    """Train the small networks that the cache lacks side by side, if there are several."""
     files = {seed: _cached(arch, dataset, recipe, epochs, seed) for seed in seeds}
     missing = {seed: fresh(arch, dataset, seed) for seed, (path, _) in files.items() if not _is_there(path)}
-    small = all(nets.count_parameters(net) <= SMALL for net in missing.values())
-    if dataset.train.images.is_cuda and len(missing) > 1 and small:
-        by_seed = {derive(seed, "fit", arch): net for seed, net in missing.items()}
-        losses = fit_side_by_side(by_seed, dataset.train, RECIPES[recipe], epochs=epochs)
-        for seed, net in missing.items():
-            path, settings = files[seed]
-            with store.lock(path):
-                _keep(path, net, settings, losses[derive(seed, "fit", arch)])
-    return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
+    if len(missing) < 2 or any(nets.count_parameters(net) > SMALL for net in missing.values()):
+        return
+    by_seed = {derive(seed, "fit", arch): net for seed, net in missing.items()}
+    losses = fit_side_by_side(by_seed, dataset.train, RECIPES[recipe], epochs=epochs)
+    for seed, net in missing.items():
+        path, settings = files[seed]
+        with store.lock(path):
+            _keep(path, net, settings, losses[derive(seed, "fit", arch)])
 
 
 def _cached(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> tuple[Path, dict[str, Any]]:
