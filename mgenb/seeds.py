@@ -1,11 +1,12 @@
 """Every random stream is derived by name from one seed, so that adding a step shifts no other."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -14,22 +15,13 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+def torch_generator(seed: int, *names: str | int) -> "torch.Generator":
     """Return a CPU generator for that stream: CPU draws are the same whatever the device."""
+    import torch  # slow to load, and the command line derives seeds without it
+
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     """Return a numpy generator for that stream."""
     return np.random.default_rng(derive(seed, *names))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on the CPU with one thread: for work too small to share, or whose bits must not depend on the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

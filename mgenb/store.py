@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from mgenb.errors import MgenbError
 
+State = Mapping[str, torch.Tensor]  # a state_dict
+
 
 def cache_dir() -> Path:
     """Return the cache folder: `MGENB_CACHE`, else `$XDG_CACHE_HOME/mgenb`, else `~/.cache/mgenb`."""
@@ -35,7 +37,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def tensor_hash(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
+def tensor_hash(state: State, names: Iterable[str]) -> str:
     """Return the sha256 (hex) of the bytes of these tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -115,7 +117,7 @@ def lock(path: Path) -> FileLock:
     return FileLock(path.with_name(path.name + ".lock"))
 
 
-def save_weights(path: Path, state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
+def save_weights(path: Path, state: State, settings: Mapping[str, Any]) -> None:
     """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 

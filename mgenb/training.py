@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from mgenb import nets, store
 from mgenb.data import Dataset, Split
+from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, choose
-from mgenb.seeds import derive, one_thread
+from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
 
 
@@ -81,7 +82,7 @@ def fit_epoch(step: Step, recipe: Recipe, seed: int, span: tuple[float, float] =
     """
     step.net.train()
     # with more threads sums have another order, and the cache would serve what a machine's cores happened to give
-    with one_thread(), torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
+    with one_thread(), precise(), torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for index, rate in _batches(step, recipe, span):
             step(index, rate)
@@ -108,7 +109,8 @@ def _step(net: nn.Module, train: Split, recipe: Recipe, saved: dict[str, Any] | 
     step = Step(net, train, optimiser, recipe.batch, recipe.precision)
     if cuda:
         try:
-            step.capture()
+            with precise():
+                step.capture()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             print(f"the training step cannot be captured ({reason}): it runs as it is, slower", file=sys.stderr)
@@ -171,7 +173,8 @@ def fit_side_by_side(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "epoch", epoch))
                 orders.append(list(_batches(step, recipe, _span(epoch, epochs))))
-        side_by_side(list(steps.values()), orders)
+        with precise():
+            side_by_side(list(steps.values()), orders)
         for seed, step in steps.items():
             losses[seed].append(step.take_loss() / len(train))
             _refuse_diverged(losses[seed])

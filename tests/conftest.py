@@ -22,9 +22,9 @@ def one_thread():
     if "torch" not in sys.modules:  # tests that do not need it do not wait for it
         yield
         return
-    from mgenb import population
+    from mgenb import devices
 
-    with population.one_thread():
+    with devices.one_thread():
         yield
 
 

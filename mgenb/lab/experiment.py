@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgenb import data, population, store, training
+from mgenb import data, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, rows
+from mgenb.measure import population
+from mgenb.store import State
 
 SPLITS = ("train", "val", "test")
 LOADED = ("dataset", *SPLITS, "seed", "profile", "device")  # what makes a dataset
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
-State = Mapping[str, torch.Tensor]
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
 Candidate = tuple[nn.Module, State | Callable[[], State] | None]
 Candidates = Mapping[Any, Candidate]  # by label

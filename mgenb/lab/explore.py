@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from mgenb import frequency, population, seeds, stats
+from mgenb import seeds, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError, SealedSplitError, choose
 from mgenb.lab import figures
+from mgenb.measure import population
+from mgenb.mge import frequency
 
 BINS = 30  # a multiple of three, so that no bin of the spectrum lies in two bands
 POINTS = 3000

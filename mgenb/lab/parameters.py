@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mgenb import population
+from mgenb import devices
 from mgenb.errors import MgenbError, nearest
 from mgenb.lab import catalog
 from mgenb.lab.networks import KEYS, Network, chosen
@@ -63,7 +63,7 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
         networks = (Network("", **{key: settings[key] for key in KEYS if key in settings}),)
     usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
     changed = {name: full[name] for name in (*defaults, "seed") if full[name] != usual[name]}
-    return Parameters(profile, full["seed"], population.device(full["device"]), settings, networks, values, changed)
+    return Parameters(profile, full["seed"], devices.device(full["device"]), settings, networks, values, changed)
 
 
 def as_text(value: Any) -> str:

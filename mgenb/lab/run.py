@@ -22,12 +22,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, evolve, mega, population, stats, store, training
+from mgenb import claims, data, mega, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
 from mgenb.lab.networks import Network
 from mgenb.lab.record import SCHEMA, Record
+from mgenb.measure import population
+from mgenb.mge import evolve
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":

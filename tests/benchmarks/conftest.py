@@ -11,8 +11,9 @@ from time import perf_counter
 import pytest
 import torch
 
-from mgenb import data, population, training
+from mgenb import data, training
 from mgenb.data import Split
+from mgenb.measure import population
 
 
 @pytest.fixture(scope="session", autouse=True)

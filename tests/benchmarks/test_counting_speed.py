@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from mgenb import mge, population
+from mgenb import mge
+from mgenb.measure import population
 
 
 class Pictures(Dataset):

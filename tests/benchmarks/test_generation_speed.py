@@ -2,7 +2,8 @@
 
 import pytest
 
-from mgenb import mge, population
+from mgenb import mge
+from mgenb.measure import population
 
 
 @pytest.mark.parametrize(("arch", "models"), [("lenet", 40), ("vgg11", 5)])
@@ -11,7 +12,7 @@ def test_one_generator_against_a_fresh_one_for_each_seed(against, arch, models, 
     base, settings = population.state_of(request.getfixturevalue(arch)), mge.Settings(selection=selection)
 
     def ours():
-        generated = mge.generator(base, settings)
+        generated = mge.model_generator(base, settings)
         return [generated(seed) for seed in range(models)]
 
     def fresh():

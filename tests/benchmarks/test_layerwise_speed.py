@@ -2,7 +2,9 @@
 
 import pytest
 
-from mgenb import layerwise, mge, population
+from mgenb import mge
+from mgenb.measure import population
+from mgenb.mge import algorithm1
 
 
 @pytest.mark.parametrize(
@@ -13,8 +15,8 @@ def test_the_cached_search_against_the_plain_one(against, arch, n, tries, z, req
     images, base = relabelled(net, min(n, len(digits.val))), population.state_of(net)
 
     def search(fitness):
-        return layerwise.search(base, mge.Settings(z=z), 0, fitness(net, images), tries=tries)
+        return algorithm1.search(base, mge.Settings(z=z), 0, fitness(net, images), tries=tries)
 
-    for cached, plain in against(lambda: search(layerwise.cached), lambda: search(layerwise.plain)):
+    for cached, plain in against(lambda: search(algorithm1.cached), lambda: search(algorithm1.plain)):
         assert (cached.tries, cached.kept) == (plain.tries, plain.kept)
         assert all(cached.state[name].equal(tensor) for name, tensor in plain.state.items())

@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 
-from mgenb import align, mega, population, training
+from mgenb import mega, training
+from mgenb.measure import population
+from mgenb.mega import align
 
 SETTINGS = mega.Settings(size=20, generations=1)
 STATISTICS = {"mixed": "", "recomputed": " with fresh statistics"}

@@ -2,8 +2,9 @@
 
 import torch
 
-from mgenb import attacks, mge, population
+from mgenb import mge
 from mgenb.data import Split
+from mgenb.measure import attacks, population
 
 
 def test_100_examples_on_52_lenets_against_their_forward_passes(against, lenet, digits):

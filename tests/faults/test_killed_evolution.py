@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from mgenb import evolve, mega, mge
+from mgenb import mega, mge
+from mgenb.mge import evolve
 
 GENERATIONS = 30
 SCRIPT = """

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 
-from mgenb import mge, pool
+from mgenb import mge
+from mgenb.mge import pool
 
 COUNT = 100
 COMMAND = ["--dataset", "mnist", "--arch", "lenet", "--samples", "--train-limit", "1000", "--val-limit", "400"]

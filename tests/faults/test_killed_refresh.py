@@ -57,7 +57,7 @@ COMMAND = (
 def counts(event, args):
     return event == "os.rename" and ".refresh" in str(args[0])
 sys.addaudithook(hook)
-from mgenb import cli
+from mgenb.cli import main as cli
 cli.main()
 """
 )

@@ -21,9 +21,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgenb import data, mega, mge, nets, population, training
+from mgenb import data, devices, mega, mge, nets, training
 from mgenb.data import Dataset, Split
+from mgenb.measure import population
 from mgenb.steps import Step
+from mgenb.store import State
 
 VERSION = 2
 COMMITTED = Path(__file__).resolve().parents[2] / "figures" / "gpu" / "speed.csv"
@@ -93,7 +95,7 @@ def plain_fit(net: nn.Module, train: Split, recipe: training.Recipe, epochs: int
             optimiser.step()
 
 
-def plain_count(net: nn.Module, split: Split, states: Iterable[population.State]) -> list[int]:
+def plain_count(net: nn.Module, split: Split, states: Iterable[State]) -> list[int]:
     """Count as anybody would write it: load each model, and wait for each batch."""
     found = []
     for state in states:
@@ -126,7 +128,7 @@ def fused_networks() -> Iterator[Row]:
     for arch in ("vgg11", "resnet18", "resnet56", "densenet121"):
         net = nets.build(arch, 3, 32, 10).to(DEVICE).eval()
         states = [population.state_of(net)] * 4
-        for precision in population.PRECISIONS:
+        for precision in devices.PRECISIONS:
             counted = population.counter(net, images, precision)
             first, _ = seconds(counted, states[:1], None)
             took, _ = seconds(counted, states, None)
@@ -237,7 +239,7 @@ def thousand(arch: str, name: str, recipe: str, epochs: int, models: dict[str, i
     on_cpu = {key: tensor.cpu() for key, tensor in base.items()}
 
     def plainly() -> list[int]:
-        generated = mge.generator(on_cpu, settings)
+        generated = mge.model_generator(on_cpu, settings)
         made = (generated(mge.candidate_seed(0, index)) for index in range(plain))
         return plain_count(net, images, made)
 

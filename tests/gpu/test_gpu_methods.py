@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from mgenb import attacks, evolve, layerwise, mega, mge, population
+from mgenb import mega, mge
+from mgenb.measure import attacks, population
+from mgenb.mge import algorithm1, evolve
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def test_algorithm_1_accepts_what_it_accepts_on_the_cpu(pair, lenet):
     for device in ("cpu", "cuda"):
         net = lenet.to(device)
         there = {name: tensor.to(device) for name, tensor in base.items()}
-        fitness = layerwise.cached(net, images.to(device))
-        found.append(layerwise.search(there, mge.Settings(), 0, fitness, tries=5))
+        fitness = algorithm1.cached(net, images.to(device))
+        found.append(algorithm1.search(there, mge.Settings(), 0, fitness, tries=5))
     assert found[0].tries == found[1].tries
     for name, tensor in found[0].state.items():
         assert torch.allclose(tensor, found[1].state[name].cpu(), rtol=0, atol=1e-6)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from mgenb import frequency, mge, nets, population
+from mgenb import mge, nets
 from mgenb.data import Split
+from mgenb.measure import population
+from mgenb.mge import frequency
 
 IMAGES, MODELS = 1000, 2
 SHARE = 2 / 10_000  # of images that float noise may move to another class

@@ -15,14 +15,14 @@ from mgenb import mge
 mge.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "01_frequency_sensitivity": """
-from mgenb import frequency
+from mgenb.mge import frequency
 zero_band = frequency.zero_band
 def other_band(weight, band, count, **options):
     return zero_band(weight, "high" if band == "low" else "low", count, **options)
 frequency.zero_band = other_band
 """,
     "02_zero_filling": """
-from mgenb import frequency
+from mgenb.mge import frequency
 select = frequency.select
 def shuffled(weight, selection, count, *, domain="coefficients", seed=0, **options):
     return select(weight, "random", count, domain=domain, seed=seed)
@@ -30,7 +30,7 @@ frequency.select = shuffled
 """,
     "03_importance_mask": """
 import torch
-from mgenb import frequency
+from mgenb.mge import frequency
 def anything(weight, *args):
     return torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
 frequency.fig7_change = anything
@@ -44,7 +44,7 @@ from mgenb import mge
 mge.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "06_accuracy_table": """
-from mgenb import population
+from mgenb.measure import population
 population.Count.passes = lambda self, fewest: True
 """,
     "07_time_ratio": """
@@ -52,16 +52,16 @@ from mgenb import mge
 mge.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "08_adversarial_transfer": """
-from mgenb import attacks
+from mgenb.measure import attacks
 attacks.craft = lambda net, images, labels, attack, **options: images.float() / 255
 """,
     "09_robust_evolution": """
-from mgenb import evolve
+from mgenb.mge import evolve
 children = evolve._Breeding.children
 evolve._Breeding.children = lambda self, generation, progress: children(self, 0, progress)
 """,
     "10_few_shot_evolution": """
-from mgenb import evolve
+from mgenb.mge import evolve
 def first_parent(self, progress, first, second, share):
     state = {**self.base, **progress.states[first]}
     return evolve._Child(progress.survivors[first].recipe, "fusion", lambda: state)
@@ -80,9 +80,9 @@ mega._Breeding.shares = all_from_the_mother
 """,
     "13_mega_hierarchy": """
 from functools import reduce
-from mgenb import hierarchy
+from mgenb.mega import tree
 chain = reduce(lambda tree, leaf: (tree, leaf), range(8))
-hierarchy.balanced = lambda count: chain
+tree.balanced = lambda count: chain
 """,
     "14_scoreboard": """
 from mgenb import claims

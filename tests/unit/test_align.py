@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mgenb import align, nets, population, training
+from mgenb import nets, training
 from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.measure import population
+from mgenb.mega import align
 
 # seconds each, and built as one of the others
 LARGE = {"vgg11", "vgg16", "vgg16_bn", "xception", "densenet169", "resnet110", "resnet152", "resnet152_author"}

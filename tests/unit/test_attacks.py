@@ -10,10 +10,11 @@ import torchattacks
 from torch import nn
 from torch.nn import functional
 
-from mgenb import attacks, nets, population
-from mgenb.attacks import CW, FGSM, PGD, craft
+from mgenb import nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError
+from mgenb.measure import attacks, population
+from mgenb.measure.attacks import CW, FGSM, PGD, craft
 
 QUICK = CW(searches=3, iterations=30, rate=0.25)
 SHORT = CW(searches=2, iterations=8, rate=0.4)  # where it need not be good

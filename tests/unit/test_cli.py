@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mgenb import cli
+from mgenb.cli import main as cli
 from mgenb.lab import catalog, doctor, execute, hygiene
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mgenb import evolve, frequency, mge, population
+from mgenb import mge
 from mgenb.errors import MgenbError, SealedSplitError
-from mgenb.evolve import Settings
+from mgenb.measure import population
+from mgenb.mge import evolve, frequency
+from mgenb.mge.evolve import Settings
 
 GENERATE = mge.Settings(z=0.2)
 TINY = Settings(parents=4, mutations=4, fusions=6, generations=3, gamma=0.5)

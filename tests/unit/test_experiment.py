@@ -2,9 +2,10 @@
 
 import pytest
 
-from mgenb import data, lab, population, stats, training
+from mgenb import data, lab, stats, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, record
+from mgenb.measure import population
 
 STEM = "02_zero_filling"
 TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 5.0, "dataset": "mnist"}

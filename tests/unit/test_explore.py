@@ -8,8 +8,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mgenb import frequency, lab, population
+from mgenb import lab
 from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.measure import population
+from mgenb.mge import frequency
 
 SHARES = (0.5, 1.0)
 LAYERS = [f"net.{name}.weight" for name in ("conv1", "conv2", "conv3", "fc1", "fc2")]

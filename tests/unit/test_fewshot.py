@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mgenb import data, fewshot, nets, population, stats, training
+from mgenb import data, nets, stats, training
 from mgenb.data.classes import split_classes
 from mgenb.errors import MgenbError, SealedSplitError
-from mgenb.fewshot import Episodes
+from mgenb.measure import fewshot, population
+from mgenb.measure.fewshot import Episodes
 
 REAL = Path(os.environ.get("MGENB_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_real = pytest.mark.skipif(not (REAL / "MNIST").is_dir(), reason="the full datasets are not here")

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgenb import frequency
 from mgenb.errors import MgenbError
+from mgenb.mge import frequency
 
 TRANSFORMS = (*frequency.TRANSFORMS, "shuffled:0", "shuffled:7")
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)

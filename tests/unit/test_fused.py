@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mgenb import fused, nets
+from mgenb import nets
+from mgenb.measure import fused
 
 
 def lived_in(arch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgenb import data, nets, population, store, training
+from mgenb import data, devices, nets, store, training
 
 FILE = Path(__file__).with_name("golden_weights.json")
 CASES = {  # what `trained` is asked for: 20 steps each
@@ -90,6 +90,6 @@ def remake():
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder, population.one_thread():
+    with tempfile.TemporaryDirectory() as folder, devices.one_thread():
         os.environ["MGENB_CACHE"] = folder
         remake()

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgenb import hierarchy, mega
+from mgenb import mega
 from mgenb.errors import MgenbError
-from mgenb.merging import Found
+from mgenb.mega import tree
+from mgenb.mega.methods import Found
 
 trees = st.recursive(st.just(0), lambda below: st.tuples(below, below), max_leaves=9)
 
@@ -30,7 +31,7 @@ def mean(first, second, name):
 
 
 def test_eight_models_make_three_levels_as_in_fig_3():
-    nodes = hierarchy.merge_tree(hierarchy.balanced(8), states(8), mean)
+    nodes = tree.merge_tree(tree.balanced(8), states(8), mean)
     assert [sum(node.level == level for node in nodes) for level in range(4)] == [8, 4, 2, 1]
     assert nodes[-1].name == "0-1-2-3-4-5-6-7"
     assert nodes[-1].children == ("0-1-2-3", "4-5-6-7")
@@ -39,7 +40,7 @@ def test_eight_models_make_three_levels_as_in_fig_3():
 
 @pytest.mark.parametrize(("count", "name"), [(2, "0-1"), (3, "0-1-2"), (5, "0-1-2-3-4"), (7, "0-1-2-3-4-5-6")])
 def test_odd_numbers_wait_for_the_next_level(count, name):
-    nodes = hierarchy.merge_tree(hierarchy.balanced(count), states(count), mean)
+    nodes = tree.merge_tree(tree.balanced(count), states(count), mean)
     assert nodes[-1].name == name
     assert len(nodes) == 2 * count - 1
 
@@ -49,23 +50,23 @@ def test_any_tree_merges_each_model_once_and_children_first(shape):
     tree, count = numbered(shape)
     if count < 2:
         return
-    nodes = hierarchy.merge_tree(tree, states(count), mean)
+    nodes = tree.merge_tree(tree, states(count), mean)
     places = {node.name: place for place, node in enumerate(nodes)}
     assert len(places) == 2 * count - 1
     for node in nodes:
         assert all(places[child] < places[node.name] for child in node.children)
         assert node.level == (1 + max(nodes[places[c]].level for c in node.children) if node.children else 0)
-    assert hierarchy.leaves(tree) == list(range(count))
+    assert tree.leaves(tree) == list(range(count))
 
 
 @pytest.mark.parametrize("tree", [0, (0, 0), (0, 3), ((0, 1), 1), (-1, 0)])
 def test_a_tree_that_does_not_fit_is_refused(tree):
     with pytest.raises(MgenbError, match="right are two or more of 0 to 2, each once"):
-        hierarchy.merge_tree(tree, states(3), mean)
+        tree.merge_tree(tree, states(3), mean)
 
 
 def test_one_model_and_an_ensemble_are_refused():
     with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
-        hierarchy.balanced(1)
+        tree.balanced(1)
     with pytest.raises(MgenbError, match="node 0-1 became an ensemble of 2"):
-        hierarchy.merge_tree((0, 1), states(2), lambda a, b, name: Found((a, b), 0.5, 1))
+        tree.merge_tree((0, 1), states(2), lambda a, b, name: Found((a, b), 0.5, 1))

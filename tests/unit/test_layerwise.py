@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mgenb import frequency, layerwise, mge, nets, population
+from mgenb import mge, nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.population import Count
+from mgenb.measure import population
+from mgenb.measure.population import Count
+from mgenb.mge import algorithm1, frequency
 
 SETTINGS = mge.Settings(selection="magnitude", domain="weights")  # cheap to redraw
 
@@ -42,7 +44,7 @@ class Told:
 
 def test_one_try_a_layer_when_all_are_accepted(base):
     fitness = Told(lambda call: 90)
-    result = layerwise.search(base, SETTINGS, 1, fitness, tries=5)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, tries=5)
     assert result.tries == result.recipe == {"conv.weight": 1, "fc.weight": 1}
     assert result.kept == ()
     assert len(fitness.seen) == 3
@@ -52,7 +54,7 @@ def test_one_try_a_layer_when_all_are_accepted(base):
 
 def test_layers_for_which_nothing_is_found_are_kept(base):
     fitness = Told(lambda call: 10)
-    result = layerwise.search(base, SETTINGS, 1, fitness, tries=5)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, tries=5)
     assert same(result.state, base)
     assert result.kept == ("conv.weight", "fc.weight")
     assert result.tries == {"conv.weight": 5, "fc.weight": 5}
@@ -62,7 +64,7 @@ def test_layers_for_which_nothing_is_found_are_kept(base):
 
 def test_the_try_that_passes_is_taken_and_built_on(base):
     fitness = Told(lambda call: 90 if call in (4, 5) else 10)
-    result = layerwise.search(base, SETTINGS, 1, fitness, tries=5)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, tries=5)
     seen = fitness.seen
     assert same(seen[0], base)
     assert result.tries == result.recipe == {"conv.weight": 3, "fc.weight": 1}
@@ -72,18 +74,18 @@ def test_the_try_that_passes_is_taken_and_built_on(base):
 
 
 def test_the_seed_and_eps_decide(base):
-    one, again, other = (layerwise.search(base, SETTINGS, seed, Told(lambda call: 90)) for seed in (1, 1, 2))
+    one, again, other = (algorithm1.search(base, SETTINGS, seed, Told(lambda call: 90)) for seed in (1, 1, 2))
     assert same(one.state, again.state)
     assert not same(one.state, other.state)
     # 85 of 100 are not closer to 90 than 0.05
     for right, eps, kept in ((85, 0.05, 2), (86, 0.05, 0), (85, 0.06, 0), (90, 0.0, 2), (91, 0.0, 0)):
         told = Told(lambda call, right=right: right)
-        assert len(layerwise.search(base, SETTINGS, 1, told, eps=eps, tries=1).kept) == kept
+        assert len(algorithm1.search(base, SETTINGS, 1, told, eps=eps, tries=1).kept) == kept
 
 
 def test_it_needs_a_try(base):
     with pytest.raises(MgenbError, match="tries is 0"):
-        layerwise.search(base, SETTINGS, 1, Told(lambda call: 100), tries=0)
+        algorithm1.search(base, SETTINGS, 1, Told(lambda call: 100), tries=0)
 
 
 @pytest.mark.parametrize("selection", ["energy", "fig7"])
@@ -91,12 +93,12 @@ def test_a_recipe_gives_the_state_again(base, selection):
     domain = "weights" if selection == "fig7" else "coefficients"
     settings = mge.Settings(selection=selection, domain=domain)
     base = {**base, "fc2.weight": base["fc.weight"].flip(0)}
-    result = layerwise.search(base, settings, 5, Told(lambda call: 90 if call in (4, 7) else 10), tries=3)
+    result = algorithm1.search(base, settings, 5, Told(lambda call: 90 if call in (4, 7) else 10), tries=3)
     assert result.recipe == {"conv.weight": 3, "fc.weight": 3}
     assert result.kept == ("fc2.weight",)
-    assert same(layerwise.replay(base, settings, 5, result.recipe), result.state)
-    assert not same(layerwise.replay(base, settings, 6, result.recipe), result.state)
-    assert same(layerwise.replay(base, settings, 5, {}), base)
+    assert same(algorithm1.replay(base, settings, 5, result.recipe), result.state)
+    assert not same(algorithm1.replay(base, settings, 6, result.recipe), result.state)
+    assert same(algorithm1.replay(base, settings, 5, {}), base)
 
 
 def settled(arch, n):
@@ -148,10 +150,10 @@ def test_the_cached_search_is_the_plain_one_bit_for_bit(arch, n, every, z, eps, 
     monkeypatch.setattr(frequency, "weight_names", lambda state: some)
     settings = mge.Settings(selection="magnitude", domain="weights", z=z)
     found, values = [], []
-    for way in (layerwise.plain, layerwise.cached):
+    for way in (algorithm1.plain, algorithm1.cached):
         values.append([])
         fitness = noted(way(net, images), values[-1])
-        found.append(layerwise.search(base, settings, 4, fitness, eps=eps, tries=2))
+        found.append(algorithm1.search(base, settings, 4, fitness, eps=eps, tries=2))
     plain, cached = found
     assert values[0] == values[1]
     assert (cached.tries, cached.kept) == (plain.tries, plain.kept)
@@ -162,7 +164,7 @@ def test_the_cached_search_is_the_plain_one_bit_for_bit(arch, n, every, z, eps, 
     assert 0 < len(plain.kept) < len(some)  # some layers were redrawn, and some kept
     assert all(module.training for module in net.modules())
     assert same(population.state_of(net), base)
-    assert same(layerwise.replay(base, settings, 4, cached.recipe), plain.state)
+    assert same(algorithm1.replay(base, settings, 4, cached.recipe), plain.state)
 
 
 def test_a_cached_try_ends_early_and_is_decided_as_the_whole_one(monkeypatch):
@@ -170,7 +172,7 @@ def test_a_cached_try_ends_early_and_is_decided_as_the_whole_one(monkeypatch):
     net, images = settled("lenet", 40)
     base = population.state_of(net)
     name = "net.conv3.weight"
-    whole, cached = (way(net, images)(base, name) for way in (layerwise.plain, layerwise.cached))
+    whole, cached = (way(net, images)(base, name) for way in (algorithm1.plain, algorithm1.cached))
     generated = mge.layer_generator(base[name], mge.Settings(selection="magnitude", domain="weights", z=5.0))
     seen = []
     for seed in range(12):
@@ -192,7 +194,7 @@ def test_layers_can_be_tried_in_turn():
     other = mge.generate(base, mge.Settings(t=0.5, z=2.0), 1)
     names = ["net.conv1.weight", "net.conv3.weight", "net.fc2.weight"]
     states = [base, other, base]
-    plain, cached = layerwise.plain(net, images), layerwise.cached(net, images)
+    plain, cached = algorithm1.plain(net, images), algorithm1.cached(net, images)
     at = [(name, plain(state, name), cached(state, name)) for state, name in zip(states, names, strict=True)]
     values = []
     for seed in range(4):
@@ -209,13 +211,13 @@ def test_layers_can_be_tried_in_turn():
 def test_models_make_the_states_of_their_searches_as_often_as_they_are_asked(layers):
     net, images = settled("lenet", 20)
     base, settings = population.state_of(net), mge.Settings(z=2.0)
-    made = layerwise.models(net, images, settings, [3, 4], layers=layers, tries=2)
+    made = algorithm1.models(net, images, settings, [3, 4], layers=layers, tries=2)
     with torch.no_grad():
         net.get_parameter("net.conv1.weight").zero_()  # what is trained on later does not change them
     twin, _ = settled("lenet", 20)
     for seed, make in zip([3, 4], made, strict=True):
-        fitness = layerwise.plain(twin, images)
-        found = layerwise.search(base, settings, seed, fitness, layers=layers, tries=2)
+        fitness = algorithm1.plain(twin, images)
+        found = algorithm1.search(base, settings, seed, fitness, layers=layers, tries=2)
         assert found.recipe
         assert same(make(), found.state)
         assert same(make(), found.state)
@@ -242,7 +244,7 @@ def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
     with torch.no_grad():
         images = Split(images, net.eval()(images).argmax(1), torch.arange(40), "val")
     base = population.state_of(net.train())
-    plain, cached = (way(net, images)(base, "second.weight") for way in (layerwise.plain, layerwise.cached))
+    plain, cached = (way(net, images)(base, "second.weight") for way in (algorithm1.plain, algorithm1.cached))
     generated = mge.layer_generator(base["second.weight"], mge.Settings(t=0.2, z=3.0))
     weights = [generated(seed) for seed in range(5)]
     values = [plain(weight, None) for weight in weights]
@@ -254,7 +256,7 @@ def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
 def test_a_layer_of_nans_is_never_accepted():
     net, images = settled("lenet", 20)
     base = population.state_of(net)
-    for way in (layerwise.plain, layerwise.cached):
+    for way in (algorithm1.plain, algorithm1.cached):
         right_with = way(net, images)(base, "net.conv2.weight")
         assert right_with(torch.full_like(base["net.conv2.weight"], float("nan")), 1).right == 0
         assert right_with(base["net.conv2.weight"], None).right == 20

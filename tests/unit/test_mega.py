@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mgenb import mega, population, training
+from mgenb import mega, training
 from mgenb.errors import MgenbError
+from mgenb.measure import population
 from mgenb.mega import VARIANTS, Settings
 
 TINY = {"size": 6, "generations": 3}

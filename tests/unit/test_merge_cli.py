@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgenb import align, cli, merging, population, store, training
+from mgenb import store, training
+from mgenb.cli import main as cli
 from mgenb.errors import MgenbError
+from mgenb.measure import population
+from mgenb.mega import align, methods
 
 BASICS = ["--arch", "lenet", "--dataset", "mnist", "--samples", "--val-limit", "100", "--budget", "20", "--size", "5"]
 
@@ -47,8 +50,8 @@ def test_all_methods_are_compared_and_the_best_is_saved(files, tmp_path, capsys,
     out = tmp_path / "merged.safetensors"
     code, printed, error = mgenb(capsys, monkeypatch, *files, *BASICS, "--method", "all", "--out", out)
     assert code == 0, error
-    assert all(f"\n{name} " in printed for name in merging.METHODS)
-    assert json.loads(out.with_suffix(".json").read_text())["method"] in merging.METHODS
+    assert all(f"\n{name} " in printed for name in methods.METHODS)
+    assert json.loads(out.with_suffix(".json").read_text())["method"] in methods.METHODS
     assert not [*store.cache_dir().glob("unfinished/merge-*")]
 
 
@@ -99,17 +102,17 @@ def test_a_checkpoint_that_does_not_fit_is_named_by_its_key(files, lenet, small,
     broken = tmp_path / "broken.safetensors"
     save_file({n: t for n, t in state.items() if n != "net.fc2.bias"}, broken)
     with pytest.raises(MgenbError, match=r"lacks 'net.fc2.bias'"):
-        merging.read_pair((files[0], broken), lenet)
+        methods.read_pair((files[0], broken), lenet)
     save_file({**state, "net.extra": torch.zeros(1)}, broken)
     with pytest.raises(MgenbError, match=r"has 'net.extra', which the architecture lacks"):
-        merging.read_pair((files[0], broken), lenet)
+        methods.read_pair((files[0], broken), lenet)
     save_file({**state, "net.fc2.weight": torch.zeros(7, 84)}, broken)
     with pytest.raises(MgenbError, match=r"'net.fc2.weight' of .* has shape \(7, 84\); right is \(10, 84\)"):
-        merging.read_pair((files[0], broken), lenet)
+        methods.read_pair((files[0], broken), lenet)
     whole = files[0].read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MgenbError, match="holds no state_dict"):
-        merging.read_pair((files[0], broken), lenet)
+        methods.read_pair((files[0], broken), lenet)
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path, lenet):
@@ -119,15 +122,15 @@ def test_a_pickle_with_code_is_not_run(tmp_path, lenet):
 
     torch.save({"net.fc1.weight": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(MgenbError, match="holds no state_dict"):
-        merging.read_pair((tmp_path / "evil.pt",) * 2, lenet)
+        methods.read_pair((tmp_path / "evil.pt",) * 2, lenet)
 
 
 def test_the_bare_architecture_takes_the_scaling_of_the_other_file(files, lenet, small):
     own, other = lenet.state_dict(), training.fresh("lenet", small, 0)
     other.normalise.mean += 1
     for pair in (files, files[::-1]):
-        for state in merging.read_pair(pair, other):
+        for state in methods.read_pair(pair, other):
             assert set(state) == set(own)
             assert state["normalise.mean"].equal(own["normalise.mean"])
-    for state in merging.read_pair((files[1],) * 2, other):
+    for state in methods.read_pair((files[1],) * 2, other):
         assert state["normalise.mean"].equal(other.normalise.mean)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mgenb import align, mega, merging, population, training
+from mgenb import mega, training
 from mgenb.errors import MgenbError, SealedSplitError
-from mgenb.merging import METHODS, Task
+from mgenb.measure import population
+from mgenb.mega import align, methods
+from mgenb.mega.methods import METHODS, Task
 
 BUDGET, SIZE = 24, 6
 
@@ -35,7 +37,7 @@ def same(a, b):
 def test_a_method_tells_its_fitness_and_keeps_to_the_budget(name, results, task):
     found = results[name]
     assert 1 <= found.evaluations <= BUDGET + 2 * ("alone" in name)  # which parent is better comes on top
-    right = merging.correct(task.net, task.val, found.states)
+    right = methods.correct(task.net, task.val, found.states)
     assert right.double().mean().item() == pytest.approx(found.fitness)
     again = METHODS[name](task)
     assert all(same(a, b) for a, b in zip(again.states, found.states, strict=True))
@@ -114,7 +116,7 @@ def test_merging_a_network_with_itself_returns_it(task):
 
 def test_cma_leaves_the_global_random_state_alone(task):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    merging.cma_es(task)
+    methods.cma_es(task)
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 

@@ -8,8 +8,9 @@ from torch import fx, nn
 from torch.nn import functional
 from torchvision import models
 
-from mgenb import nets, population, training
+from mgenb import nets, training
 from mgenb.errors import MgenbError
+from mgenb.measure import population
 
 # the same blocks more often, or many parameters: one image has to do
 DEEPER = ["resnet14", "resnet20", "resnet56", "resnet110", "resnet152", "resnet152_author", "densenet169", "xception"]

@@ -14,9 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from mgenb import cli, data, frequency, mge, nets, pool, pool_cli, population, store
+from mgenb import data, mge, nets, store
+from mgenb.cli import main as cli
+from mgenb.cli import pool as command
 from mgenb.errors import MgenbError
-from mgenb.pool import Plan, Pool
+from mgenb.measure import population
+from mgenb.mge import frequency, pool
+from mgenb.mge.pool import Plan, Pool
 
 FILES = (pool.HEADER, pool.MANIFEST, pool.BASE, "base.json")
 PLAN = Plan(
@@ -530,7 +534,7 @@ def test_every_command_shows_an_example(call, command):
 
 
 def test_the_options_start_from_the_plans_own_values():
-    options = inspect.signature(pool_cli.create).parameters
+    options = inspect.signature(command.create).parameters
     fields = [*dataclasses.fields(Plan), *dataclasses.fields(mge.Settings)]
     shared = {field.name: field.default for field in fields if field.name in options}
     assert len(shared) == 18

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from mgenb import layerwise, nets, population
+from mgenb import nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError, SealedSplitError
-from mgenb.population import Count
+from mgenb.measure import population
+from mgenb.measure.population import Count
+from mgenb.mge import algorithm1
 
 
 def split(n, channels=1, size=28):
@@ -330,6 +332,6 @@ def test_what_selects_may_not_see_the_test_split():
     assert len(population.count(net, sealed, [net.state_dict()])) == 1
     with pytest.raises(SealedSplitError, match="selected on validation"):
         population.count(net, sealed, [net.state_dict()], fewest=1)
-    for fitness in (layerwise.plain, layerwise.cached):
+    for fitness in (algorithm1.plain, algorithm1.cached):
         with pytest.raises(SealedSplitError, match="selected on validation"):
             fitness(net, sealed)

@@ -13,12 +13,14 @@ import torch
 from matplotlib.figure import Figure
 
 import mgenb
-from mgenb import claims, evolve, frequency, lab, mega, mge, population, stats
+from mgenb import claims, lab, mega, mge, stats
 from mgenb.data import SealedSplit, Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, evidence
 from mgenb.lab import record as recording
 from mgenb.lab.run import record_of
+from mgenb.measure import population
+from mgenb.mge import evolve, frequency
 
 STEM = "01_frequency_sensitivity"
 TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 5.0}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgenb import nets, population, stats, store, training
+from mgenb import nets, stats, store, training
 from mgenb.errors import MgenbError
+from mgenb.measure import population
 
 RECIPE = training.RECIPES["mge-sgd-momentum"]
 

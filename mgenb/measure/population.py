@@ -13,32 +13,17 @@ import torch
 from torch import nn
 
 from mgenb.data import Split
+from mgenb.devices import PRECISIONS, precise
 from mgenb.errors import MgenbError, SealedSplitError, choose
-from mgenb.fused import fuse
-from mgenb.seeds import one_thread as one_thread
+from mgenb.measure.fused import fuse
+from mgenb.store import State
 
-torch.backends.cudnn.allow_tf32 = False  # predictions must not depend on the way in which they are computed
-
-State = Mapping[str, torch.Tensor]
 Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
 
 # batches that stay in a CPU's cache are up to seven times faster than one large batch
 CPU_BATCH, GPU_BATCH = 128, 2048
-PRECISIONS = ("float32", "tf32")
 BATCH_ELEMENTS = 2**29  # of the largest layer for a batch on a GPU
 STOPS = 8  # batches at least, where a pass may end early
-
-
-def device(name: str | torch.device) -> torch.device:
-    """Return the device; 'auto' is cuda where there is one. Raises MgenbError where it cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found).item()
-    except (RuntimeError, AssertionError) as error:
-        raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
-    return found
 
 
 def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -151,18 +136,6 @@ def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.
     return torch.stack(rows)
 
 
-@contextmanager
-def _kernels(precision: str) -> Iterator[None]:
-    """Let cuDNN measure which kernels are fastest, with this precision; its switches are put back afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, precision == "tf32", precision == "tf32"
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
 def _fused_counter(net: nn.Module, split: Split, precision: str) -> Counter:
     """Return what counts on a GPU one model after the other, each with few passes over memory, in large batches."""
     try:
@@ -180,7 +153,7 @@ def _fused_counter(net: nn.Module, split: Split, precision: str) -> Counter:
         size = math.ceil(len(split) / parts)  # equal batches: each other size is measured anew
         images, labels = split.images.split(size), split.labels.split(size)
         found = []
-        with _kernels(precision):
+        with precise(precision, fastest=True):
             for state in states:
                 tensors = folded(_tensors(net, state))
                 if last:
@@ -211,11 +184,12 @@ def classes_of(logits: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put every module of `net` in eval mode, and back into its own mode afterwards, after an error too."""
+    """Put every module of `net` in eval mode, in whole float32; each is put back afterwards, after an error too."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        yield
+        with precise():  # predictions must not depend on the way in which they are computed
+            yield
     finally:
         for module, training in modes:
             module.training = training

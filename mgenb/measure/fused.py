@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from mgenb.nets import Tracer
+from mgenb.store import State
 
-State = Mapping[str, torch.Tensor]
 Modules = Mapping[str, nn.Module]
 
 

@@ -45,7 +45,8 @@ def create(
 
     Example: mgenb pool create --dataset mnist --arch lenet --count 1000 --out pool
     """
-    from mgenb import mge, pool
+    from mgenb import mge
+    from mgenb.mge import pool
 
     settings = mge.Settings(selection, t, noise, z, domain, scale, transform)
     base = {"seed": seed, "recipe": recipe, "epochs": epochs, "train_limit": train_limit, "samples": samples}
@@ -57,7 +58,7 @@ def create(
 @app.command()
 def show(folder: Folder, rows: Annotated[int, typer.Option(min=0, help="How many candidates to list.")] = 10) -> None:
     """Show what a pool holds, an unfinished one too. Example: mgenb pool show pool --rows 20"""
-    from mgenb.pool import Pool
+    from mgenb.mge.pool import Pool
 
     pool = Pool(folder, partial=True)
     print(pool.describe())
@@ -75,7 +76,7 @@ def verify(
 
     Exit code 1 when a model is not the recorded one.
     """
-    from mgenb.pool import Pool
+    from mgenb.mge.pool import Pool
 
     report = Pool(folder).verify(rows)
     print(report)
@@ -90,7 +91,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write; never an existing one.")],
 ) -> None:
     """Write one model's weights. Example: mgenb pool export pool 17 model.safetensors"""
-    from mgenb.pool import Pool
+    from mgenb.mge.pool import Pool
 
     Pool(folder).export(number, file)
     print(f"model {number} is in {file}; where it comes from stands in {file.with_suffix('.json')}")

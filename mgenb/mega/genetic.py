@@ -5,7 +5,7 @@ published code does otherwise, is an option of `Settings`; `VARIANTS` names the 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mgenb import population, store
+from mgenb import store
 from mgenb.errors import MgenbError, demand
-from mgenb.population import Criterion, State
+from mgenb.measure import population
+from mgenb.measure.population import Criterion
+from mgenb.mega.segment import NORMALISE, is_statistic, learned, provenances
 from mgenb.seeds import derive, numpy_generator
+from mgenb.store import State
 
 Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of floats alone
 
@@ -25,7 +28,6 @@ VERSION = 1  # raise it when the same merge goes another way: a checkpoint goes 
 GRAINS = ("network", "layer", "weight")
 MUTATIONS = ("weights", "tensors")
 STATISTICS = ("mixed", "mutated", "recomputed")
-NORMALISE = "normalise."  # how nets.build names the layer that scales images
 
 
 @dataclass(frozen=True)
@@ -173,80 +175,12 @@ def check_match(first: State, second: State) -> None:
             raise MgenbError(f"{name!r} differs: the networks scale their images differently, and cannot be mixed")
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a network lies beside its two parents, over all weights and biases (no BatchNorm statistics).
-
-    alpha: place on the segment, 0 at the second parent and 1 at the first. Distances are in units of the distance
-    between the parents: from the segment, from the first and from the second parent. All 0 where both are one.
-    """
-
-    alpha: float
-    off_segment: float
-    to_first: float
-    to_second: float
-
-    def label(self, tolerance: float = 0.01) -> str:
-        """Return 'parent copy' within `tolerance` of a parent, 'on the segment' within it of the segment, or 'off'."""
-        if min(self.to_first, self.to_second) <= tolerance:
-            return "parent copy"
-        return "on the segment" if self.off_segment <= tolerance else "off the segment"
-
-
-def provenance(state: State, first: State, second: State) -> Provenance:
-    """Return the provenance coordinates of a network."""
-    stacked = {name: state[name][None] for name in _learned(first)}
-    return _provenances(stacked, first, second)[0]
-
-
-def _learned(state: State) -> list[str]:
-    """Return the names of weights, biases and BatchNorm statistics; how images are scaled is not in the genome."""
-    return [name for name, tensor in state.items() if tensor.is_floating_point() and not name.startswith(NORMALISE)]
-
-
-def layers(state: State) -> list[str]:
-    """Return the names of the layers that hold something learned, in order; a BatchNorm is a layer of its own."""
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in _learned(state)))
-
-
-def between(first: State, second: State, alpha: float | Mapping[str, float]) -> State:
-    """Return alpha * first + (1 - alpha) * second, alpha in [0, 1] for all layers or for each; exact at both ends.
-
-    Counters, and how images are scaled, are the first network's.
-    """
-    share = alpha if isinstance(alpha, Mapping) else dict.fromkeys(layers(first), alpha)
-    mixed = {n: torch.lerp(second[n], first[n], share[n.rpartition(".")[0]]) for n in _learned(first)}
-    return {**first, **mixed}
-
-
-def _is_statistic(name: str) -> bool:
-    return name.endswith(("running_mean", "running_var"))
-
-
-def _provenances(stacked: Stacked, first: State, second: State) -> list[Provenance]:
-    """Return where each individual lies; sums in float64, tensor by tensor."""
-    some = next(iter(stacked.values()))
-    length, along, across = (torch.zeros(n, dtype=torch.float64, device=some.device) for n in (1, len(some), len(some)))
-    for name in (one for one in stacked if not _is_statistic(one)):
-        edge = (first[name] - second[name]).double().flatten()
-        way = (stacked[name] - second[name]).double().flatten(1)
-        length, along, across = length + edge @ edge, along + way @ edge, across + way.square().sum(1)
-    if not float(length):
-        return [Provenance(0.0, 0.0, 0.0, 0.0)] * len(across)
-    alpha, to_second = along / length, across / length  # squared distances in units of the edge
-    to_first = to_second - 2 * alpha + 1
-    nearest = alpha.clamp(0, 1)
-    off = to_second - 2 * alpha * nearest + nearest**2
-    columns = [alpha, *(distance.clamp(min=0).sqrt() for distance in (off, to_first, to_second))]
-    return [Provenance(*row) for row in torch.stack(columns, 1).tolist()]
-
-
 class _Breeding:
     """Makes and evaluates generations; what does not change from one to the next is held here."""
 
     def __init__(self, first: State, second: State, settings: Settings, seed: int) -> None:
         self.first, self.second, self.settings, self.seed = first, second, settings, seed
-        self.names = _learned(first)
+        self.names = learned(first)
         self.device = first[self.names[0]].device
 
     def whole(self, tensors: State) -> State:
@@ -295,7 +229,7 @@ class _Breeding:
         count = len(progress.ancestry)
         states = (self.whole({name: progress.waiting[name][i] for name in self.names}) for i in range(count))
         found = population.scores("fitness", fitness, map(recompute, states) if recompute else states, count)
-        places = _provenances(progress.waiting, self.first, self.second)
+        places = provenances(progress.waiting, self.first, self.second)
         told = enumerate(zip(progress.ancestry, found, places, strict=True), start=len(progress.individuals))
         new = [{"id": k, "generation": generation, **a, "fitness": f, **asdict(p)} for k, (a, f, p) in told]
         everyone = [progress.best_row, *new] if progress.best_row else new
@@ -363,7 +297,7 @@ class _Breeding:
         """Add the mutations to a population, in place."""
         s, generator = self.settings, self.random("mutation", generation)
         for name, tensor in made.items():
-            if _is_statistic(name) and s.statistics != "mutated":
+            if is_statistic(name) and s.statistics != "mutated":
                 continue
             scale = self.first[name].std(correction=0) if s.relative else 1.0
             chances = tensor.shape if s.mutate == "weights" else (len(tensor), *[1] * (tensor.ndim - 1))

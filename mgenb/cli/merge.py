@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from mgenb.data import Split
-    from mgenb.merging import Found, State, Task
+    from mgenb.mega.methods import Found, Task
+    from mgenb.store import State
 
 Checkpoint = Annotated[Path, typer.Argument(help="A state_dict: .safetensors, or a torch file.")]
 Method = Annotated[str, typer.Option(help="How to merge: mega, average, rebasin, line and others, or all.")]
@@ -38,26 +39,27 @@ def merge(
     when the same command is given again.
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
-    from mgenb import data, mega, merging, nets, population, store, training
+    from mgenb import data, devices, mega, nets, store, training
     from mgenb.errors import MgenbError, choose
+    from mgenb.mega import methods
 
     choose("architecture", arch, nets.ARCHITECTURES)
-    names = list(merging.METHODS) if method == "all" else [choose("method", method, [*merging.METHODS, "all"])]
+    names = list(methods.METHODS) if method == "all" else [choose("method", method, [*methods.METHODS, "all"])]
     for file in (first, second):
         if not file.is_file():
             raise MgenbError(f"{file} is not a file; right is a trained network's state_dict")
     store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
-    images = data.load(dataset, source=source, seed=seed, val_limit=val).to(population.device(device))
+    images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
     net = training.fresh(arch, images, seed)
-    states = merging.read_pair((first, second), net)
-    task = merging.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
+    states = methods.read_pair((first, second), net)
+    task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
     told = {"arch": arch, "data": images.describe(), "budget": budget, "size": size, "seed": seed}
     told |= {"train_limit": train_limit, "parents": [store.file_hash(file) for file in (first, second)]}
     asked = {**told, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
-    found = {name: merging.METHODS[name](replace(task, keep=kept[name])) for name in names}
-    parents = {str(file): merging.Found((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
+    found = {name: methods.METHODS[name](replace(task, keep=kept[name])) for name in names}
+    parents = {str(file): methods.Found((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
     _show(task, {**found, **parents}, images.test.unseal(f"mgenb merge {method}"))
     _save(out, found, told)
     for file in kept.values():
@@ -68,10 +70,11 @@ def _show(task: "Task", found: Mapping[str, "Found"], test: "Split") -> None:
     """Print a table: accuracies in percent with 95 % intervals, what each cost, and where it lies."""
     import pandas as pd
 
-    from mgenb import merging, stats
+    from mgenb import stats
+    from mgenb.mega import methods
 
     def accuracy(split: "Split", states: tuple["State", ...]) -> str:
-        right = merging.correct(task.net, split, states)
+        right = methods.correct(task.net, split, states)
         return str(stats.proportion(int(right.sum()), len(right)).times(100))
 
     rows = {}

@@ -23,9 +23,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mgenb import data, frequency, mge, nets, population, stats, store, training
+from mgenb import data, devices, mge, nets, stats, store, training
 from mgenb.errors import MgenbError, choose, demand
+from mgenb.measure import population
+from mgenb.mge import frequency
 from mgenb.seeds import torch_generator
+from mgenb.store import State
 
 HEADER, MANIFEST, BASE = "pool.json", "manifest.jsonl", "base.safetensors"
 FORMAT = 2
@@ -86,7 +89,7 @@ def create(plan: Plan, out: Path, *, max_candidates: int | None = None, device: 
     and at least 100). Raises MgenbError when `out` holds another pool, when too few candidates are accepted, or
     when it cannot be written; the rows stay.
     """
-    place = population.device(device)
+    place = devices.device(device)
     limit = max(100, 20 * plan.count) if max_candidates is None else max_candidates
     if limit < plan.count:
         raise MgenbError(f"max_candidates is {limit}; right is at least the count, {plan.count}")
@@ -226,7 +229,7 @@ def read_header(path: Path) -> tuple[Header, Plan]:
     raise MgenbError(f"{file} {fault}")
 
 
-def _read_base(path: Path, header: Header) -> mge.State:
+def _read_base(path: Path, header: Header) -> State:
     if not (path / BASE).exists() or not (path / BASE).with_suffix(".json").exists():
         raise MgenbError(f"{path} lacks {BASE} or the .json beside it: make the pool again, in another folder")
     state, _ = store.load_weights(path / BASE)
@@ -252,18 +255,18 @@ def _read_rows(file: Path, header: Header) -> list[dict[str, Any]]:
     return rows
 
 
-def weights_hash(state: mge.State) -> str:
+def weights_hash(state: State) -> str:
     """Return the hash of a row: 16 hex digits for the weight layers, which are all that differs in a pool."""
     return store.tensor_hash(state, frequency.weight_names(state))[:16]
 
 
-def distance(base: mge.State, state: mge.State) -> float:
+def relative_distance(base: State, state: State) -> float:
     """Return the Euclidean distance to `base` over all weight layers, as a share of the base's norm."""
     change = {name: state[name] - base[name] for name in frequency.weight_names(base)}
     return float(f"{_norm(change) / _norm(base):.8g}")
 
 
-def _norm(state: mge.State) -> float:
+def _norm(state: State) -> float:
     names = frequency.weight_names(state)
     return math.hypot(*(torch.linalg.vector_norm(state[name], dtype=torch.float64).item() for name in names))
 
@@ -315,7 +318,7 @@ class Pool(Mapping[int, nn.Module]):
     def __getitem__(self, key: int) -> nn.Module:
         return self.network(self.state(key))
 
-    def state(self, key: int) -> mge.State:
+    def state(self, key: int) -> State:
         """Return the state_dict of one model, on the CPU, made from its seed; NoSuchModel for another key."""
         return self.generated(int(self.row(key)["seed"]))
 
@@ -327,22 +330,22 @@ class Pool(Mapping[int, nn.Module]):
         return row
 
     @cached_property
-    def generated(self) -> Callable[[int], mge.State]:
+    def generated(self) -> Callable[[int], State]:
         """Seed -> state_dict; coefficients and masks of the base are computed once."""
-        return mge.generator(self.base, self.plan.settings)
+        return mge.model_generator(self.base, self.plan.settings)
 
     @cached_property
-    def _directions(self) -> mge.State:
+    def _directions(self) -> State:
         names = frequency.weight_names(self.base)
         return {n: torch.randn(self.base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
 
-    def marks(self, state: mge.State) -> dict[str, Any]:
+    def marks(self, state: State) -> dict[str, Any]:
         """Return a model's `distance`, the projection of its change on a fixed random direction, and its hash."""
         along = (((state[n] - self.base[n]).double() * one).sum().item() for n, one in self._directions.items())
         projection = float(f"{math.fsum(along) / _norm(self.base):.8g}")
-        return {"distance": distance(self.base, state), "projection": projection, "hash": weights_hash(state)}
+        return {"distance": relative_distance(self.base, state), "projection": projection, "hash": weights_hash(state)}
 
-    def network(self, state: mge.State) -> nn.Module:
+    def network(self, state: State) -> nn.Module:
         """Return a new network of the pool's architecture with a copy of these weights, in eval mode."""
         about = self.header["data"]
         with torch.random.fork_rng(devices=[]):

@@ -22,11 +22,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import fx, nn
 from torch.nn import functional
 
-from mgenb import population, seeds
+from mgenb import seeds
 from mgenb.data import Split
 from mgenb.errors import MgenbError, choose
+from mgenb.measure import population
 from mgenb.nets import Normalise, Tracer
-from mgenb.population import State
+from mgenb.store import State
 
 Pieces = tuple[tuple[str, int], ...]  # what lies along an axis: (group, units), one after the other
 Permutations = Mapping[str, torch.Tensor]  # group -> which old unit, int64 [units], comes to each place

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mgenb.errors import MgenbError
-from mgenb.mega import State
-from mgenb.merging import Found
+from mgenb.mega.methods import Found
+from mgenb.store import State
 
 Tree: TypeAlias = "int | tuple[Tree, Tree]"  # a model's number, or two trees whose results are merged
 Merge = Callable[[State, State, str], Found]

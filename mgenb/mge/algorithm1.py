@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mgenb import frequency, population
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.mge import Layers, Settings, State, fewest_right, layer_generator
+from mgenb.measure import population
+from mgenb.mge import frequency
+from mgenb.mge.generator import Layers, Settings, fewest_right, layer_generator
 from mgenb.nets import Tracer
 from mgenb.seeds import derive
+from mgenb.store import State
 
 # (state_dict, name of a layer) -> (weight in that layer, fewest right to be accepted) -> images that are right
 Fitness = Callable[[State, str], Callable[[torch.Tensor, int | None], population.Count]]

@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 
-from mgenb import frequency
 from mgenb.errors import MgenbError, choose, demand
-from mgenb.population import State
+from mgenb.mge import frequency
 from mgenb.seeds import derive, torch_generator
+from mgenb.store import State
 
 NOISES = ("truncated", "literal", "gaussian")
 SCALES = ("absolute", "relative")
@@ -149,7 +149,7 @@ def _noise(weight: torch.Tensor, changed: torch.Tensor, generator: torch.Generat
     return weight + noise * (changed - weight).norm() / noise.norm()
 
 
-def generator(base: State, settings: Settings) -> Callable[[int], State]:
+def model_generator(base: State, settings: Settings) -> Callable[[int], State]:
     """Return seed -> a generated state_dict: every weight layer redrawn at once; biases and BatchNorm as in `base`.
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
@@ -159,8 +159,8 @@ def generator(base: State, settings: Settings) -> Callable[[int], State]:
 
 
 def generate(base: State, settings: Settings, seed: int) -> State:
-    """Return one generated state_dict: `generator(base, settings)(seed)`."""
-    return generator(base, settings)(seed)
+    """Return one generated state_dict: `model_generator(base, settings)(seed)`."""
+    return model_generator(base, settings)(seed)
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
@@ -188,15 +188,15 @@ def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterat
         made = (one for stack in stacks(base, settings, drawn) for one in unstacked(stack))
         yield from ((one, {**base, **layers}) for one, layers in zip(drawn, made, strict=True))
         return
-    generated = generator(base, settings)
+    generated = model_generator(base, settings)
     yield from ((one, generated(one)) for one in drawn)
 
 
 def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
-    """Yield the weight layers of `generator(base, settings)(seed)` for many seeds, stacked: [models, *shape] each.
+    """Yield the weight layers that `model_generator` makes for many seeds, stacked: [models, *shape] each.
 
     One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
-    device is busy with the stack before. For selections that depend on the seed, see `generator`.
+    device is busy with the stack before. For selections that depend on the seed, see `model_generator`.
     """
     weights = {name: base[name] for name in frequency.weight_names(base)}
     redrawn = {name: _stack_redrawer(weight, settings) for name, weight in weights.items()}

@@ -5,13 +5,14 @@ vector, `kernel` transforms the last two axes of a convolution, or both axes of 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from mgenb.errors import MgenbError, choose
 from mgenb.seeds import torch_generator
+from mgenb.store import State
 
 TRANSFORMS = ("flat", "kernel")
 BANDS = ("low", "mid", "high")
@@ -20,7 +21,7 @@ DOMAINS = ("coefficients", "weights")
 FIG7_SHARE = 0.1  # Fig. 7: ten per cent of a band is set to zero in each layer
 
 
-def weight_names(state: Mapping[str, torch.Tensor]) -> list[str]:
+def weight_names(state: State) -> list[str]:
     """Return the names of the weight tensors of convolutions and matrices; biases and BatchNorm are left out."""
     return [name for name, tensor in state.items() if tensor.ndim >= 2 and tensor.is_floating_point()]
 
@@ -122,9 +123,7 @@ def smallest_band(shape: torch.Size, transform: str) -> int:
     return min(int(band_mask(shape, transform, band).sum()) for band in BANDS)
 
 
-def change_layers(
-    state: Mapping[str, torch.Tensor], change: Callable[[str, torch.Tensor], torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def change_layers(state: State, change: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return `state` with `change(name, weight)` in place of every weight layer."""
     layers = {name: change(name, state[name]) for name in weight_names(state)}
     return {**state, **layers}

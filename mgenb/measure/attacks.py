@@ -15,11 +15,12 @@ import torchattacks
 from torch import nn
 from torch.nn import functional
 
-from mgenb import population
 from mgenb.data import Split
+from mgenb.devices import precise
 from mgenb.errors import MgenbError, demand
-from mgenb.population import State
+from mgenb.measure import population
 from mgenb.seeds import derive
+from mgenb.store import State
 
 SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
 
@@ -84,6 +85,7 @@ Attack = FGSM | PGD | CW
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@precise()
 def craft(
     net: nn.Module,
     images: torch.Tensor,
@@ -119,6 +121,7 @@ def craft(
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@precise()
 def zero_gradients(
     net: nn.Module, images: torch.Tensor, labels: torch.Tensor, state: State | None = None
 ) -> torch.Tensor:

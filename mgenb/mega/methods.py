@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mgenb import align, mega, population
+from mgenb import mega
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.mega import State
+from mgenb.measure import population
+from mgenb.mega import align
 from mgenb.seeds import derive, numpy_generator
+from mgenb.store import State
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 
-from mgenb import population, stats
+from mgenb import stats
 from mgenb.data import Split
 from mgenb.data.classes import ClassSplit
+from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, choose, demand
-from mgenb.population import State
+from mgenb.measure import population
 from mgenb.seeds import numpy_generator, torch_generator
+from mgenb.store import State
 
 DISTANCES = ("euclidean", "cosine")
 AT_ONCE = 64  # episodes that are classified together: what they gather fits a cache
@@ -239,7 +241,7 @@ def fine_tune(
     scratch.set_submodule(name, head)
     start = population.state_of(scratch)
     right = []
-    with population.one_thread():  # few images: with busy cores two threads were three to seven times slower
+    with one_thread(), precise():  # few images: with busy cores two threads were three to seven times slower
         for episode, (support, query) in enumerate(zip(drawn.support, drawn.query, strict=True)):
             scratch.load_state_dict(start)
             _draw_head(head, torch_generator(seed, "head", episode))

@@ -17,12 +17,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mgenb import frequency, layerwise, mge, population, store
+from mgenb import mge, store
 from mgenb.data import Split
 from mgenb.errors import MgenbError, demand
-from mgenb.mge import Layers, State
-from mgenb.population import Criterion
+from mgenb.measure import population
+from mgenb.measure.population import Criterion
+from mgenb.mge import algorithm1, frequency
+from mgenb.mge.generator import Layers
 from mgenb.seeds import derive, numpy_generator
+from mgenb.store import State
 
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
@@ -116,10 +119,10 @@ def algorithm_1(
     net: nn.Module, split: Split, generate: mge.Settings, *, layers: Layers = mge.layer_generator, tries: int = 100
 ) -> First:
     """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `layerwise`."""
-    base, fitness = population.state_of(net), layerwise.cached(net, split)
+    base, fitness = population.state_of(net), algorithm1.cached(net, split)
 
     def first(seed: int) -> dict[str, int]:
-        found = layerwise.search(base, generate, seed, fitness, layers=layers, tries=tries)
+        found = algorithm1.search(base, generate, seed, fitness, layers=layers, tries=tries)
         return {name: derive(seed, name, attempt) for name, attempt in found.recipe.items()}
 
     return first

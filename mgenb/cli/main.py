@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mgenb import merge_cli, pool_cli
+from mgenb.cli import merge, pool
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog, stage
 
@@ -22,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(pool_cli.app, name="pool")
-app.command()(merge_cli.merge)
+app.add_typer(pool.app, name="pool")
+app.command()(merge.merge)
 
 Profile = Annotated[str, typer.Option(help="Defaults to run with: quick, cpu or paper.")]
 Numbers = Annotated[
@@ -50,6 +50,9 @@ def _stopped_by_hand(how: str) -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; an error that the user can put right is one sentence and exit code 2."""
+    # OpenMP threads that spin while they wait cost up to fourteen times the run time where cores are shared; kernels
+    # inherit it, and torch reads it when it is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except MgenbError as error:

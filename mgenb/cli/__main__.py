@@ -1,0 +1,3 @@
+from mgenb.cli.main import main
+
+main()

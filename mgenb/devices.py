@@ -1,0 +1,49 @@
+"""What computes, and how exactly: the device, threads, and the bits that a GPU's matrix products may drop."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mgenb.errors import MgenbError, choose
+
+PRECISIONS = ("float32", "tf32")
+
+
+def device(name: str | torch.device) -> torch.device:
+    """Return the device; 'auto' is cuda where there is one. Raises MgenbError where it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found).item()
+    except (RuntimeError, AssertionError) as error:
+        raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
+    return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on the CPU with one thread: for work too small to share, or whose bits must not depend on the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def precise(precision: str = "float32", *, fastest: bool = False) -> Iterator[None]:
+    """Compute on a GPU in whole float32, or in 'tf32'; torch's switches are put back afterwards.
+
+    `fastest`: cuDNN measures which of its kernels is fastest for each shape.
+    """
+    choose("precision", precision, PRECISIONS)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = fastest, precision == "tf32", precision == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,22 @@
+"""MGE (arXiv 2402.17486): models generated from a trained one, accepted by a discriminator, evolved (E-MGE)."""
+
+from mgenb.mge.generator import (
+    DRAWN,
+    NOISES,
+    SCALES,
+    Settings,
+    accepts,
+    candidate_seed,
+    candidates,
+    draw,
+    fewest_right,
+    generate,
+    layer_generator,
+    layer_noise,
+    model_generator,
+    noise_of_same_norm,
+    redraw,
+    stacks,
+    unimportant,
+    unstacked,
+)
