@@ -1,7 +1,7 @@
 """What the two papers claim, and the rule that turns evidence into verdicts."""
 
 from mgenb.claims.registry import Claim, get, load, registry_hash
-from mgenb.claims.verdicts import NOT_TESTED, Scale, Verdict, best, decide, judge, p_value
+from mgenb.claims.verdicts import JUDGED, NOT_TESTED, UNFINISHED, Scale, Verdict, best, decide, judge, p_value
 
 __all__ = [
     "NOT_TESTED",

@@ -4,6 +4,7 @@ reproduced     the interval supports the claim
 contradicted   the interval excludes it, or any advantage that matters
 inconclusive   the interval allows both
 not tested     nothing was measured at a scale that speaks to the claim
+unfinished     not all that was planned has been measured: no verdict yet
 """
 
 import math
@@ -19,6 +20,8 @@ ALPHA = 0.05
 SMALLEST_P = 1e-12
 PROFILES = ("paper", "cpu", "quick")  # best evidence first
 NOT_TESTED = "not tested"
+UNFINISHED = "unfinished"
+JUDGED = ("reproduced", "contradicted", "inconclusive")  # the others are no evidence
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 
@@ -64,8 +67,9 @@ class Verdict:
 
     @property
     def told(self) -> str:
-        """The verdict with its scale: `verdict [scale]`."""
-        return f"{self.verdict} [{self.scale}]"
+        """The verdict with its scale: `verdict [scale]`; with how far it is where it is unfinished."""
+        progress = f", {self.reason}" if self.verdict == UNFINISHED else ""
+        return f"{self.verdict}{progress} [{self.scale}]"
 
     @property
     def token(self) -> str:
@@ -140,13 +144,15 @@ def judge(
     scale: Scale | Mapping[str, Scale],
     blocked: Mapping[str, str] | None = None,
     differ: Mapping[str, bool] | None = None,
+    unfinished: str = "",
 ) -> list[Verdict]:
     """Return a verdict for each claim of a family (the claims of one notebook), in the order given.
 
     `evidence` maps claim ids to estimates in the claim's unit. `scale` is what was run, one for all or one
     for each id. `blocked` maps ids to the reason why they cannot be tested (a base model below its accuracy
     floor). `differ` says, for an equivalence of generated and trained models, whether the generated ones
-    differ from their base at all.
+    differ from their base at all. `unfinished` says, as "7 of 12 parts", how much of the plan has been measured where
+    that is not all: then what could be tested is *unfinished*, whatever the evidence.
 
     Holm's step-down over the claims that can be tested, false-verdict rate at most 5 % for the family: the
     k-th smallest p of m is held against 0.05 / (m - k + 1), and once one fails, it and the rest are
@@ -161,18 +167,20 @@ def judge(
         for name, claim in claims.items()
     }
     family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
-    tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
+    if unfinished:
+        tested = {name: Verdict(get(name), UNFINISHED, scales[name], unfinished) for name in family}
+    else:
+        tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
     return [
         tested.get(name) or Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()
     ]
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict with the best evidence: paper, cpu, quick; official data first; untested last."""
+    """Return the verdict with the best evidence: paper, cpu, quick; official data first; untested and unfinished last."""
 
     def rank(verdict: Verdict) -> tuple[bool, int, bool]:
-        untested = verdict.verdict == NOT_TESTED
-        return untested, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
+        return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
     first = min(verdicts, key=rank, default=None)
     if first is None:

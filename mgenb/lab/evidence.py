@@ -65,6 +65,7 @@ class Evidence:
     measured: dict[str, Measured] = field(default_factory=dict)
     readings: dict[tuple[str, str], stats.Estimate] = field(default_factory=dict)
     untested: dict[str, str] = field(default_factory=dict)
+    unfinished: str = ""  # as "7 of 12 parts", where not all that was planned has been measured
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Pla
         {name: _scale(claim, measured.get(name), bases) for name, claim in judged.items()},
         blocked={name: reason if name in tried else telling.UNTRIED for name, reason in obstacles.items()},
         differ={name: found.differ for name, found in measured.items()},
+        unfinished=evidence.unfinished,
     )
     blocked = {name for name in judged if obstacles[name] or (name in measured and not measured[name].differ)}
+    unfinished = claims.UNFINISHED if evidence.unfinished else ""
     readings = (
-        _reading(judged[name], reading, estimate, blocked=name in blocked)
+        _reading(judged[name], reading, estimate, claims.NOT_TESTED if name in blocked else unfinished)
         for (name, reading), estimate in evidence.readings.items()
     )
     order = list(judged)
@@ -127,9 +130,9 @@ def _scale(claim: claims.Claim, found: Measured | None, bases: Mapping[Place, Ba
     return replace(max(scales, key=lambda scale: VARIANTS.index(scale.variant)), **names)
 
 
-def _reading(claim: claims.Claim, reading: str, estimate: stats.Estimate, *, blocked: bool) -> dict[str, Any]:
+def _reading(claim: claims.Claim, reading: str, estimate: stats.Estimate, instead: str) -> dict[str, Any]:
     low, high = estimate.interval()
-    verdict = claims.NOT_TESTED if blocked else claims.decide(claim, (low, high))
+    verdict = instead or claims.decide(claim, (low, high))
     measured = {"estimate": estimate.estimate, "low": finite(low), "high": finite(high)}
     return {"claim": claim.id, "reading": reading, **measured, "verdict": verdict}
 

@@ -47,6 +47,7 @@ _LOOKS: dict[tuple[str, str, str], tuple[str, ...]] = {
     (VERMILLION, "X", "-"): ("contradicted",),
     (ORANGE, "D", "-"): ("inconclusive",),
     ("#A0A0A0", "_", "-"): ("not tested",),
+    (PURPLE, "_", ":"): ("unfinished",),
     (SKY, "x", ":"): ("stale",),
 }
 COLOURS, MARKERS, LINESTYLES = (

@@ -141,7 +141,7 @@ def audit(records: list[Record]) -> list[str]:
     for record in records:
         lines += _questions(record, today)
         for row in record.claims if not record.stale else ():
-            if row["verdict"] != claims.NOT_TESTED:
+            if row["verdict"] in claims.JUDGED:
                 places = verdicts.setdefault((row["id"], record.profile), {})
                 places.setdefault(row["verdict"], []).append(record.stem)
     for (name, profile), places in verdicts.items():

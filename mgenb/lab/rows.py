@@ -59,8 +59,8 @@ class Rows:
 
     @property
     def unfinished(self) -> str:
-        """Return "unfinished, 7 of 12 parts", or "" when all are in."""
-        return "" if len(self.parts) == self.planned else f"unfinished, {len(self.parts)} of {self.planned} parts"
+        """Return "7 of 12 parts", or "" when all are in."""
+        return "" if len(self.parts) == self.planned else f"{len(self.parts)} of {self.planned} parts"
 
 
 def measure(

@@ -55,16 +55,15 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
 class Run:
     """One run of a notebook; made by `start`.
 
-    What is run: settings (`s`), data, base networks, the final test. What was found: `found`, judged at the end.
+    What is run: settings, data, base networks, the final test. What was found: `found`, judged at the end.
     What is written: `notes`; see `record_of`.
     """
 
     def __init__(self, notebook: catalog.Notebook, chosen: parameters.Parameters) -> None:
         self.notebook, self.chosen = notebook, chosen
         self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
-        self.settings, self.networks = chosen.settings, chosen.networks
+        self.settings, self.networks = SimpleNamespace(**chosen.settings), chosen.networks
         self._of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
-        self.s = SimpleNamespace(**chosen.settings)
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
         self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
@@ -99,7 +98,7 @@ class Run:
         """Return a part of an experiment on copies of `network`, else of the first one, with limits of data as text."""
         network = network or self.networks[0]
         trained = {name: getattr(network, name) for name in ("dataset", "arch", "recipe", "epochs")}
-        limits = {name: self.settings.get(name, "all") for name in experiment.SPLITS}
+        limits = {name: self.chosen.settings.get(name, "all") for name in experiment.SPLITS}
         if network.images:
             limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
         return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
@@ -109,7 +108,7 @@ class Run:
     ) -> rows.Rows:
         """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
 
-        Where planned parts are missing from rows that are read, no claim is tested.
+        Where planned parts are missing from rows that are read, verdicts are *unfinished*.
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
@@ -121,8 +120,8 @@ class Run:
             if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
                 self.notes["test_uses"].append({"dataset": about["name"], "looks": looks})
         if found.unfinished:
-            print(found.unfinished)
-            self.found.untested |= {claim.id: found.unfinished for claim in self.family if claim.kind != "setting"}
+            print(f"unfinished, {found.unfinished}")
+        self.found.unfinished = found.unfinished
         return found
 
     def best_rows(self, own: rows.Rows) -> rows.Rows:
@@ -152,7 +151,7 @@ class Run:
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
-        seeds = range(1000 * self.seed, 1000 * self.seed + (self.s.bases if count is None else count))
+        seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
         nets = training.trained_all(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds)
         if finish:
             for net in nets:
@@ -210,7 +209,12 @@ class Run:
         """
         if self.profile == "quick":
             return None
-        same = {"profile": self.profile, "seed": self.seed, "settings": self.settings, "networks": str(self.networks)}
+        same = {
+            "profile": self.profile,
+            "seed": self.seed,
+            "settings": self.chosen.settings,
+            "networks": str(self.networks),
+        }
         same |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
         file = store.unfinished(f"{self.notebook.stem}-{name}", same)
         self._checkpoints.append(file)
@@ -343,7 +347,7 @@ def record_of(run: Run) -> Record:
         seed=run.seed,
         version=run.version,
         registry=claims.registry_hash(run.notebook.stem),
-        settings=run.settings,
+        settings=run.chosen.settings,
         networks=[asdict(network) for network in run.networks],
         margins={claim.id: claim.margin for claim in run.family},
         claims=[verdict.to_json() for verdict in judged.verdicts],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mgenb import claims
-from mgenb.claims import NOT_TESTED, Claim, Verdict
+from mgenb.claims import JUDGED, NOT_TESTED, UNFINISHED, Claim, Verdict
 from mgenb.lab import catalog, telling
 from mgenb.lab.record import Record
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STALE = "stale"  # what evidence there is was judged or measured by what is no longer so
-ORDER = ("reproduced", "contradicted", "inconclusive", NOT_TESTED, STALE)
+ORDER = (*JUDGED, UNFINISHED, NOT_TESTED, STALE)
 NO_RECORD = "nothing was run"
 
 
@@ -39,9 +39,9 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
     rows = [_row(claim, *verdicts.get(claim.id, (None, None))) for claim in claims.load(paper)]
     frame = pd.DataFrame(rows).set_index("claim")
     for record in (record for record in records if record.stale):
-        for name in (row["id"] for row in record.claims if row["verdict"] != NOT_TESTED and row["id"] in frame.index):
+        for name in (row["id"] for row in record.claims if row["verdict"] in JUDGED and row["id"] in frame.index):
             why = f"stale: {record.label}, {record.stale}"
-            if frame.loc[name, "verdict"] in (NOT_TESTED, STALE):
+            if frame.loc[name, "verdict"] not in JUDGED:
                 frame.loc[name, ["verdict", "why", "told"]] = STALE, why, f"{STALE} [{record.profile}]"
             else:  # of a lower profile, or another notebook
                 frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
@@ -54,7 +54,7 @@ def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[s
     if verdict is None or record is None:
         return {**row, "why": NO_RECORD}
     row["told"] = verdict.told
-    if verdict.verdict == NOT_TESTED:
+    if verdict.verdict not in JUDGED:
         return row
     scale, context = verdict.scale, record.context
     where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
@@ -70,14 +70,14 @@ def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:
-    """Return the verdicts in their order; *stale* only where something is."""
-    return [verdict for verdict in ORDER if verdict != STALE or (frame["verdict"] == STALE).any()]
+    """Return the verdicts in their order; *unfinished* and *stale* only where something is."""
+    return [verdict for verdict in ORDER if verdict not in (UNFINISHED, STALE) or (frame["verdict"] == verdict).any()]
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """Return the claims that have a verdict as a table in Markdown, with links from the project's root."""
     lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
-    for row in frame[frame["verdict"] != NOT_TESTED].sort_values("notebook", kind="stable").to_dict("records"):
+    for row in frame[frame["verdict"].isin(JUDGED)].sort_values("notebook", kind="stable").to_dict("records"):
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
         claim = f"{row['statement']} ({row['where']})"
         lines.append(f"| {row['verdict']} | {claim} | {row['measured']} | {row['scale']} | {link} |")

@@ -4,10 +4,10 @@ import pytest
 
 from mgenb import data, lab, stats, training
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, experiment, record
+from mgenb.lab import catalog, evidence, execute, experiment, record
 from mgenb.measure import population
 
-STEM = "02_zero_filling"
+STEM, HARMLESS = "02_zero_filling", "mge.fig5.harmless"
 TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 5.0, "dataset": "mnist"}
 
 
@@ -23,7 +23,7 @@ def start(**own):
 
 
 def plan(run):
-    return [run.part(base=base) for base in range(run.s.bases)]
+    return [run.part(base=base) for base in range(run.settings.bases)]
 
 
 def accuracies(part):
@@ -43,6 +43,8 @@ def whole(run, function=accuracies):
     """Run to the record; return the rows."""
     found = run.measure(plan(run), function, version=1)
     run.rest_on(*(found.frame.query(f"split == '{split}'")["accuracy"] for split in ("val", "test")))
+    run.found.measured[HARMLESS] = evidence.Measured(stats.mean([1.0, 1.1, 1.2]))
+    run.reading(HARMLESS, "other", stats.mean([1.0, 1.1, 1.2]))
     run.verdicts()
     run.finish()
     return found
@@ -107,12 +109,16 @@ def test_analysis_gives_the_same_record_and_loads_nothing(out, monkeypatch, tmp_
 
 
 def test_until_all_planned_parts_are_in_nothing_is_judged(out, monkeypatch, capsys):
-    whole(start())
+    whole(start(epochs=15))
     monkeypatch.setenv(catalog.ANALYSE, str(out))
-    whole(start(bases=5))
+    whole(start(epochs=15, bases=5))
     assert "unfinished, 2 of 5 parts" in capsys.readouterr().out
     made = record.read(out / f"{STEM}.json")
-    assert {(row["verdict"], row["reason"]) for row in made.claims} == {("not tested", "unfinished, 2 of 5 parts")}
+    row = next(row for row in made.claims if row["id"] == HARMLESS)
+    assert (row["verdict"], row["reason"], row["estimate"]) == ("unfinished", "2 of 5 parts", None)
+    assert row["token"].startswith(f"{HARMLESS}: unfinished, 2 of 5 parts [quick, sample, ")
+    assert execute.TOKEN.fullmatch(row["token"])
+    assert [row["verdict"] for row in made.readings] == ["unfinished"]
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_planned_parts_are_chosen_and_missing_ones_counted(tmp_path):
     found = measure(tmp_path)
     plan = [*reversed(PARTS[1:3]), {**PARTS[0], "base": 7}]
     chosen = rows.select(found, plan)
-    assert chosen.unfinished == "unfinished, 2 of 3 parts"
+    assert chosen.unfinished == "2 of 3 parts"
     assert chosen.frame["base"].tolist() == [2, 2, 2, 1, 1, 1]
     assert chosen.frame["value"].tolist() == [v for i in (2, 1) for v in np.random.default_rng(i).random(3)]
     assert list(chosen.parts["weights"]) == ["w2", "w1"]

@@ -74,8 +74,8 @@ def record(out, capsys):
 def test_what_is_not_given_comes_from_the_profile(capsys):
     defaults = catalog.find(STEM).defaults("cpu")
     run = start("cpu", seed=3, bases=None, share=None, arch=None, epochs=2)
-    assert run.settings == {**defaults, "epochs": 2}
-    assert (run.s.bases, run.s.arch, run.s.epochs) == (defaults["bases"], defaults["arch"], 2)
+    assert vars(run.settings) == {**defaults, "epochs": 2}
+    assert (run.settings.bases, run.settings.arch, run.settings.epochs) == (defaults["bases"], defaults["arch"], 2)
     printed = capsys.readouterr()
     assert f"{STEM}: profile cpu, seed 3" in printed.out
     assert "epochs = 2" in printed.out
@@ -98,7 +98,7 @@ def test_what_is_not_given_comes_from_the_profile(capsys):
 )
 def test_values_take_the_type_that_is_due(given, taken):
     (name,) = given
-    value = start(**given).settings[name]
+    value = getattr(start(**given).settings, name)
     assert value == taken
     assert type(value) is type(taken)
 

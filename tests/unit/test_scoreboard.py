@@ -58,7 +58,7 @@ def test_a_stale_record_counts_for_nothing_and_is_shown(recorded):
 def test_counts_leave_settings_out(recorded):
     frame = scoreboard.table([recorded()])
     counted = scoreboard.counts(frame, "paper")
-    assert list(counted.columns) == [one for one in scoreboard.ORDER if one != scoreboard.STALE]
+    assert list(counted.columns) == [*claims.JUDGED, claims.NOT_TESTED]
     assert counted.to_numpy().sum() == sum(claim.kind != "setting" for claim in claims.load())
     assert counted.loc["mge", "reproduced"] == 1
 
