@@ -177,7 +177,7 @@ def judge(
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict with the best evidence: paper, cpu, quick; official data first; untested and unfinished last."""
+    """Return the verdict with the best evidence: paper, cpu, quick; official data first; what was not judged last."""
 
     def rank(verdict: Verdict) -> tuple[bool, int, bool]:
         return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"

@@ -16,7 +16,8 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
 
-VERDICT = r"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:reproduced|contradicted|inconclusive|not tested|unfinished, [^[]+)(?: \[[^\]]*\])?"
+KINDS = "reproduced|contradicted|inconclusive|not tested|unfinished, [^[]+"
+VERDICT = rf"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:{KINDS})(?: \[[^\]]*\])?"
 TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
 LONGEST_MESSAGE = 300
 LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on Linux 108

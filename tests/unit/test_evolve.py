@@ -152,7 +152,7 @@ def test_the_first_population_by_algorithm_1(base, lenet, small):
 
 
 def test_a_fusion_with_a_layer_of_the_base(base):
-    first = lambda seed: {"net.fc1.weight": seed} if seed % 2 else {"net.fc2.weight": seed}
+    first = lambda seed: {"net.fc1.weight": seed} if seed % 2 else {"net.fc2.weight": seed}  # noqa: E731
     found = run(base, Settings(parents=8, mutations=0, fusions=40, generations=1), first=first)
     fused = [one for one in found.survivors if one.origin == "fusion"]
     assert fused

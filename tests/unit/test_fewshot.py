@@ -103,7 +103,7 @@ def test_without_val_classes_selection_sees_base_classes_and_says_so(signs):
 def test_novel_classes_are_sealed_and_share_the_list_of_uses(signs):
     split = split_classes(signs, novel=5)
     with pytest.raises(SealedSplitError, match=r"run\.final_test"):
-        split.data.test.images
+        split.data.test.images  # noqa: B018
     assert split.data.test.counts() == [40] * 5
     before = len(signs.test.uses)
     assert split.data.test.unseal("the end").role == "test"
