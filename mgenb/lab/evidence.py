@@ -16,12 +16,12 @@ Place = tuple[str, str]  # dataset and architecture of base networks
 Look = Mapping[Any, torch.Tensor]  # (method, base index, draw) -> which test images are right
 
 VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
-AT_CHANCE = 5.0  # percent points above chance within which an accuracy is chance
+AT_CHANCE = 0.05  # an accuracy that is less than this above chance is chance
 
 
 @dataclass(frozen=True)
 class Bases:
-    """Base networks as claims see them: their scale, accuracy by chance (%), and the floor (%) they must reach.
+    """Base networks as claims see them: their scale, accuracy by chance, and the floor they must reach, in [0, 1].
 
     `test_accuracy` is empty until the final test has looked at the images of their classes.
     """
@@ -36,11 +36,11 @@ class Bases:
     def unfit(self) -> str:
         """Why they prove nothing; "" where they are sound, on validation and, once it is known, on test."""
         for images, accuracies in (("validation", self.val_accuracy), ("test", self.test_accuracy)):
-            lowest = min(accuracies, default=100.0)
+            lowest = min(accuracies, default=1.0)
             if lowest < self.floor:
-                return f"a base network has {lowest:.1f} % on {images}, below the floor of {self.floor:g} %"
+                return f"a base network has {100 * lowest:.1f} % on {images}, below the floor of {100 * self.floor:g} %"
             if lowest < self.chance + AT_CHANCE:
-                return f"a base network has {lowest:.1f} % on {images}, which is chance"
+                return f"a base network has {100 * lowest:.1f} % on {images}, which is chance"
         return ""
 
 
@@ -48,14 +48,14 @@ class Bases:
 class Measured:
     """What was measured for a claim, on the networks at `places` (none: the first ones).
 
-    `differ`: whether the generated models differ from their base. `left`: the test accuracy (%) of the better of
-    two methods that are compared.
+    `differ`: whether the generated models differ from their base. `left`: the test accuracy, in [0, 1], of the
+    better of two methods that are compared.
     """
 
     estimate: stats.Estimate
     places: tuple[Place, ...] = ()
     differ: bool = True
-    left: float = 100.0
+    left: float = 1.0
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _obstacle(claim: claims.Claim, evidence: Evidence, bases: Mapping[Place, Bas
     found = evidence.measured.get(claim.id)
     behind = [bases[place] for place in _places(found, bases)]
     if found and found.left < behind[0].chance + AT_CHANCE:
-        return f"both at chance: at most {found.left:.1f} % are right"
+        return f"both at chance: at most {100 * found.left:.1f} % are right"
     reasons = [networks.unfit for networks in behind]
     return reasons[0] if all(reasons) and not claim.counted else ""
 
@@ -152,7 +152,7 @@ def points_lost(look: Look, method: str) -> np.ndarray:
 
 
 def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float]:
-    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy (%)."""
+    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy, in [0, 1]."""
     rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
-    left = max(100 * float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
+    left = max(float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
     return stats.paired(points_lost(look, worse), points_lost(look, better)), left

@@ -46,7 +46,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
         print(f"  {name} = {parameters.as_text(value)}")
     for network in chosen.networks if "networks" in chosen.settings else ():
         images = f", {network.images} images" if network.images else ""
-        how = f"{network.recipe}, {network.epochs} epochs{images}, floor {network.floor:g} %"
+        how = f"{network.recipe}, {network.epochs} epochs{images}, floor {100 * network.floor:g} %"
         print(f"  {network.name}: {network}, {how}")
     print(f"device {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
     return Run(notebook, chosen)
@@ -147,7 +147,7 @@ class Run:
         """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
 
         `finish` changes each of them in place, after the cache and before its accuracy is taken.
-        Where one of them is below the floor (validation accuracy in percent) what rests on them is *not tested*,
+        Where one of them is below the floor (validation accuracy) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
@@ -162,15 +162,15 @@ class Run:
         return nets
 
     def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
-        """Say, from rows, how accurate (%) the copies of `network`, else of the first one, are on both splits.
+        """Say, from rows, how accurate, in [0, 1], the copies of `network`, else of the first one, are on both splits.
 
         What rests on them is *not tested* where one is below the floor; see `bases` and `final_test`.
         """
         how, val = network or self.networks[0], tuple(val)
         about = self._described[how.dataset]
-        print(f"{len(val)} x {how.arch}, every one at least {how.floor:g} % on validation: {min(val) >= how.floor}")
+        print(f"{len(val)} x {how.arch}, every one at least {100 * how.floor:g} % on validation: {min(val) >= how.floor}")
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
-        self.made[how.place] = Bases(scale, 100 / about["classes"], how.floor, val, tuple(test))
+        self.made[how.place] = Bases(scale, 1 / about["classes"], how.floor, val, tuple(test))
 
     def final_test(
         self, dataset: data.Dataset, models: experiment.Candidates, measure: experiment.Measure = population.correct
@@ -235,11 +235,11 @@ class Run:
         *,
         differ: bool = True,
         networks: Iterable[Network] = (),
-        left: float = 100.0,
+        left: float = 1.0,
     ) -> None:
         """Store what was measured for a claim, on `networks` or else the first ones.
 
-        `differ`: whether the generated models differ from their base. `left`: the highest accuracy (%) of what is
+        `differ`: whether the generated models differ from their base. `left`: the highest accuracy of what is
         compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
         places = tuple(network.place for network in networks)

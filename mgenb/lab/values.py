@@ -11,7 +11,7 @@ from mgenb.claims.registry import PAPERS
 from mgenb.errors import MgenbError, choose
 
 LIMITS = ("train", "val", "test")  # of images: a number, or all there are
-SHARES = ("t", "share")
+SHARES = ("t", "share", "floor")
 MAY_BE_ZERO = ("seed", "val_classes", "mutations", "fusions", "tune_epochs")
 CHOICES: dict[str, Collection[str]] = {
     "arch": nets.ARCHITECTURES,
@@ -59,7 +59,7 @@ def _read(text: str, wanted: type) -> Any:
 def _span(name: str, wanted: type) -> tuple[float, float]:
     """Return the least and the largest number that is right."""
     least = 0 if wanted is float or name in MAY_BE_ZERO else 1
-    return least, 1 if name in SHARES else 100 if name == "floor" else math.inf
+    return least, 1 if name in SHARES else math.inf
 
 
 def _in_range(name: str, value: Any) -> bool:

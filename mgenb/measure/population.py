@@ -55,8 +55,8 @@ def correct(net: nn.Module, split: Split, state: State | None = None) -> torch.T
 
 
 def accuracy(net: nn.Module, split: Split, state: State | None = None) -> float:
-    """Return the accuracy on `split` in percent."""
-    return 100 * correct(net, split, state).double().mean().item()
+    """Return the accuracy on `split`, a share in [0, 1]."""
+    return correct(net, split, state).double().mean().item()
 
 
 @dataclass(frozen=True)

@@ -145,11 +145,11 @@ def lenet_training() -> Iterator[Row]:
         net = training.fresh("lenet", there, seed)
         took, _ = seconds(training.fit, net, there.train, recipe, epochs=10, seed=seed)
         yield "lenet", "mnist", f"captured, ten epochs, seed {seed}", took, "s"
-        yield "lenet", "mnist", f"captured, accuracy, seed {seed}", population.accuracy(net, there.val), "%"
+        yield "lenet", "mnist", f"captured, accuracy, seed {seed}", 100 * population.accuracy(net, there.val), "%"
         net = training.fresh("lenet", there, seed)
         took, _ = seconds(plain_fit, net, there.train, recipe, 10, seed)
         yield "lenet", "mnist", f"plain, ten epochs, seed {seed}", took, "s"
-        yield "lenet", "mnist", f"plain, accuracy, seed {seed}", population.accuracy(net, there.val), "%"
+        yield "lenet", "mnist", f"plain, accuracy, seed {seed}", 100 * population.accuracy(net, there.val), "%"
     work = 30 * len(there.train) * operations(net, there.train.images)  # forward once, backward twice, ten epochs
     yield "lenet", "mnist", "floor", work / ceiling("float32"), "s"
 
@@ -262,7 +262,7 @@ def merging() -> Iterator[Row]:
     images, net = there.val.take(5000, 0), parents[0]
     both = [population.state_of(one) for one in parents]
     for one in parents:
-        yield "resnet56", "cifar10", "parent, two epochs", population.accuracy(one, images), "%"
+        yield "resnet56", "cifar10", "parent, two epochs", 100 * population.accuracy(one, images), "%"
     for precision in ("tf32", "float32"):
 
         def work(precision: str = precision) -> mega.Merged:
@@ -283,7 +283,7 @@ def resnet56_training() -> Iterator[Row]:
     recipe = training.RECIPES["mega-adam-bf16"]
     took, losses = seconds(training.fit, net, there.train, recipe, epochs=50, seed=0)
     yield "resnet56", "cifar10", f"captured, bfloat16, 50 epochs of {len(there.train)} images", took, "s"
-    yield "resnet56", "cifar10", "accuracy", population.accuracy(net, there.val), "%"
+    yield "resnet56", "cifar10", "accuracy", 100 * population.accuracy(net, there.val), "%"
     yield "resnet56", "cifar10", "last loss", losses[-1], ""
     work = 150 * len(there.train) * operations(net.eval(), there.train.images)
     yield "resnet56", "cifar10", "floor, bfloat16", work / ceiling("bfloat16"), "s"
@@ -305,7 +305,7 @@ def bfloat16() -> Iterator[Row]:
                 "resnet20",
                 "cifar10",
                 f"accuracy, {recipe.precision}, seed {seed}",
-                population.accuracy(net, there.val),
+                100 * population.accuracy(net, there.val),
                 "%",
             )
 

@@ -255,10 +255,10 @@ def test_spoiled_statistics_are_brought_back_and_nothing_else_changes(residual, 
     own = population.state_of(residual)
     kept, random = population.state_of(residual), torch.random.get_rng_state()
     accuracy = population.accuracy(residual, small.val)
-    assert accuracy > 60
-    assert population.accuracy(residual, small.val, spoiled(own)) < 20
+    assert accuracy > 0.6
+    assert population.accuracy(residual, small.val, spoiled(own)) < 0.2
     mended = align.recalibrate(residual, spoiled(own), small.train)
-    assert population.accuracy(residual, small.val, mended) > accuracy - 5
+    assert population.accuracy(residual, small.val, mended) > accuracy - 0.05
     assert same(mended, align.recalibrate(residual, own, small.train))  # nothing of the old statistics is left
     assert {name for name in own if not torch.equal(own[name], mended[name])} == {
         name for name in own if name.endswith(("running_mean", "running_var"))

@@ -212,7 +212,7 @@ def test_a_criterion_of_the_wrong_length_is_an_error(base):
 
 def test_accuracy_is_counted_on_anything_but_the_test_split(base, lenet, small):
     criterion = population.accuracy_on(lenet, small.val)
-    assert criterion([base]) == [pytest.approx(population.accuracy(lenet, small.val) / 100)]
+    assert criterion([base]) == [pytest.approx(population.accuracy(lenet, small.val))]
     with pytest.raises(SealedSplitError):
         population.accuracy_on(lenet, small.test.unseal("test"))
 

@@ -29,9 +29,9 @@ def test_accuracies_are_those_of_a_direct_evaluation(explorer, lenet, small):
     for choice in product(LAYERS[::2], frequency.TRANSFORMS, frequency.BANDS, SHARES):
         state = {**base, choice[0]: explorer.changed(*choice)}
         seen.add(explorer.accuracy(*choice))
-        assert explorer.accuracy(*choice) == pytest.approx(population.accuracy(lenet, small.val, state))
+        assert explorer.accuracy(*choice) == pytest.approx(100 * population.accuracy(lenet, small.val, state))
     assert len(seen) > 5
-    unchanged = f"unchanged\n{population.accuracy(lenet, small.val):.1f} %"
+    unchanged = f"unchanged\n{100 * population.accuracy(lenet, small.val):.1f} %"
     assert unchanged in texts(explorer.frame(LAYERS[0], "flat", "low", 0.5))
 
 

@@ -8,7 +8,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, parameters
 from mgenb.lab.networks import Network, chosen
 
-MINE = {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 2, "floor": 50}
+MINE = {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 2, "floor": 0.5}
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def own(tmp_path):
 
 def test_a_name_stands_for_what_the_profile_trains():
     (quick,), (cpu,), (paper,) = (chosen(["lenet/mnist"], profile) for profile in catalog.PROFILES)
-    assert quick == Network("lenet/mnist", "mnist", "lenet", "mge-adam", 6, 80.0)
-    assert (cpu.epochs, cpu.floor) == (3, 95.0)
-    assert (paper.epochs, paper.floor) == (10, 98.0)
+    assert quick == Network("lenet/mnist", "mnist", "lenet", "mge-adam", 6, 0.8)
+    assert (cpu.epochs, cpu.floor) == (3, 0.95)
+    assert (paper.epochs, paper.floor) == (10, 0.98)
     assert str(paper) == "lenet on mnist"
 
 
@@ -57,7 +57,7 @@ def test_every_shipped_network_can_be_read(profile):
         ({"epochs": 0}, "epochs is 0; right is a whole number of at least 1"),
         ({"epochs": "six"}, "epochs is 'six'"),
         ({"images": 0}, "images is 0"),
-        ({"floor": 180}, "floor is 180; right is a number from 0 to 100"),
+        ({"floor": 80}, "floor is 80; right is a number from 0 to 1"),
         ({"floor": None}, "look at floor; its keys are dataset, arch, recipe, epochs, floor"),
         ({"epoch": 3}, "look at epoch; its keys are"),
     ],

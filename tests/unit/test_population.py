@@ -100,14 +100,14 @@ def test_a_network_of_nans_is_right_about_nothing():
     assert population.accuracy(net, split(20), broken) == 0
 
 
-def test_accuracy_is_the_percentage_of_right_images():
+def test_accuracy_is_the_share_of_right_images():
     net = nets.build("lenet", 1, 28, 10)
     always_seven = {name: torch.zeros_like(tensor) for name, tensor in population.state_of(net).items()}
     always_seven["normalise.std"] = torch.ones(1)
     always_seven["net.fc2.bias"][7] = 1
     images = split(40)
     assert population.correct(net, images, always_seven).equal(images.labels == 7)
-    assert population.accuracy(net, images, always_seven) == 10
+    assert population.accuracy(net, images, always_seven) == 0.1
 
 
 def settled(arch, n):

@@ -23,7 +23,7 @@ from mgenb.measure import population
 from mgenb.mge import evolve, frequency
 
 STEM = "01_frequency_sensitivity"
-TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 5.0}
+TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 0.05}
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_values_take_the_type_that_is_due(given, taken):
         ({"bases": 0}, "bases is 0; right is a whole number of at least 1"),
         ({"val": 0}, 'val is 0; right is a whole number of at least 1, or "all"'),
         ({"val": "some"}, "val is 'some'"),
-        ({"floor": 101}, "floor is 101; right is a number from 0 to 100"),
+        ({"floor": 80}, "floor is 80; right is a number from 0 to 1"),
         ({"arch": 3}, "arch is 3; right is a text"),
         ({"arch": "lennet"}, "unknown arch 'lennet'; did you mean 'lenet'"),
         ({"recipe": "adam"}, "unknown recipe 'adam'; did you mean 'mge-adam'"),
@@ -170,7 +170,7 @@ def test_every_look_counts(capsys):
 
 
 # a token says which parameters were set by hand: this is not what the profile measures
-BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=12, bases=3, floor=5.0]"
+BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=12, bases=3, floor=0.05]"
 
 
 def test_verdicts_are_printed_as_one_token_a_line(capsys):
@@ -191,7 +191,7 @@ def test_verdicts_are_printed_as_one_token_a_line(capsys):
 
 
 def test_below_the_floor_no_claim_is_tested(capsys):
-    run = start(**{**TINY, "floor": 99.9})
+    run = start(**{**TINY, "floor": 0.999})
     run.bases(run.load())
     assert "every one at least 99.9 % on validation: False" in capsys.readouterr().out
     own = [claim.id for claim in claims.load() if claim.notebook == STEM]
@@ -200,12 +200,12 @@ def test_below_the_floor_no_claim_is_tested(capsys):
     capsys.readouterr()
     run.verdicts()
     assert set(capsys.readouterr().out.splitlines()) == {
-        f"{name}: not tested {BY_HAND.replace('floor=5.0', 'floor=99.9')}" for name in own
+        f"{name}: not tested {BY_HAND.replace('floor=0.05', 'floor=0.999')}" for name in own
     }
 
 
-FINE = {"fine": {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 12, "images": 300, "floor": 5}}
-TOO_HIGH = {"too high": {**FINE["fine"], "dataset": "fashion_mnist", "epochs": 1, "images": 200, "floor": 99}}
+FINE = {"fine": {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 12, "images": 300, "floor": 0.05}}
+TOO_HIGH = {"too high": {**FINE["fine"], "dataset": "fashion_mnist", "epochs": 1, "images": 200, "floor": 0.99}}
 
 
 @pytest.fixture
@@ -373,14 +373,14 @@ def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
 
 
 def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
-    run = start(**{**TINY, "floor": 99.9})
+    run = start(**{**TINY, "floor": 0.999})
     run.bases(run.load())
     run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
     assert list(run.readings_table()["verdict"]) == ["not tested"]
 
 
 @pytest.mark.parametrize(
-    ("given", "named"), [({"floor": 5.0}, ", floor=5.0]"), ({"repeats": 3}, "repeats=3]"), ({"seed": 1}, "seed=1]")]
+    ("given", "named"), [({"floor": 0.05}, ", floor=0.05]"), ({"repeats": 3}, "repeats=3]"), ({"seed": 1}, "seed=1]")]
 )
 def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
     run = start(**{**TINY, **given})
@@ -391,7 +391,7 @@ def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
 
 
 @pytest.mark.parametrize(
-    ("floor", "why"), [(0.0, "% on test, which is chance"), (5.0, "% on test, below the floor of")]
+    ("floor", "why"), [(0.0, "% on test, which is chance"), (0.05, "% on test, below the floor of")]
 )
 def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why):
     run = start(**{**TINY, "floor": floor})
@@ -424,7 +424,7 @@ def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
     told = set()
     for order in itertools.permutations(STORED):
         run = start(**TINY)
-        run.made["mnist", "lenet"] = evidence.Bases(claims.Scale("quick", "sample", "mnist", "lenet"), 10, 5, (90.0,))
+        run.made["mnist", "lenet"] = evidence.Bases(claims.Scale("quick", "sample", "mnist", "lenet"), 0.1, 0.05, (0.9,))
         for name in order:
             STORED[name](run)
         capsys.readouterr()
@@ -463,7 +463,7 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, caps
     assert below.scale.dataset == "fashion_mnist"
     assert "below the floor of 99 %" in below.reason
     assert len(found) == 32 + 16 + 5
-    assert [network["floor"] for network in record_of(run).networks] == [5, 99]
+    assert [network["floor"] for network in record_of(run).networks] == [0.05, 0.99]
 
 
 def test_a_table_of_untested_cells_shares_one_line_and_one_row(several, capsys):
@@ -478,7 +478,7 @@ def test_a_table_of_untested_cells_shares_one_line_and_one_row(several, capsys):
 
 
 def test_finished_networks_are_what_the_floor_sees(several):
-    run = several({"fine": {**FINE["fine"], "floor": 15}})
+    run = several({"fine": {**FINE["fine"], "floor": 0.15}})
     (network,) = run.networks
 
     def finish(net):
@@ -489,4 +489,4 @@ def test_finished_networks_are_what_the_floor_sees(several):
     nets = run.bases(dataset, network, finish=finish)
     assert all((population.predict(net, dataset.val) == 3).all() for net in nets)
     assert not run.fit(network)
-    assert max(run.made["mnist", "lenet"].val_accuracy) < 20
+    assert max(run.made["mnist", "lenet"].val_accuracy) < 0.2
