@@ -15,7 +15,7 @@ KEYS = {"dataset": str, "arch": str, "recipe": str, "epochs": int, "floor": floa
 
 @dataclass(frozen=True)
 class Network:
-    """One network on one dataset: how it is trained, and the validation accuracy, in [0, 1], below which it proves nothing.
+    """One network on one dataset: how it is trained, and below which validation accuracy it proves nothing.
 
     images: so many for training, a fifth for validation, a fifth for test; None: as many as the notebook takes.
     """

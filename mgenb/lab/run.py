@@ -168,7 +168,8 @@ class Run:
         """
         how, val = network or self.networks[0], tuple(val)
         about = self._described[how.dataset]
-        print(f"{len(val)} x {how.arch}, every one at least {100 * how.floor:g} % on validation: {min(val) >= how.floor}")
+        sound = f"every one at least {100 * how.floor:g} % on validation: {min(val) >= how.floor}"
+        print(f"{len(val)} x {how.arch}, {sound}")
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
         self.made[how.place] = Bases(scale, 1 / about["classes"], how.floor, val, tuple(test))
 

@@ -424,7 +424,8 @@ def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
     told = set()
     for order in itertools.permutations(STORED):
         run = start(**TINY)
-        run.made["mnist", "lenet"] = evidence.Bases(claims.Scale("quick", "sample", "mnist", "lenet"), 0.1, 0.05, (0.9,))
+        scale = claims.Scale("quick", "sample", "mnist", "lenet")
+        run.made["mnist", "lenet"] = evidence.Bases(scale, 0.1, 0.05, (0.9,))
         for name in order:
             STORED[name](run)
         capsys.readouterr()
