@@ -152,7 +152,7 @@ def points_lost(look: Look, method: str) -> np.ndarray:
 
 
 def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float]:
-    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy (a share)."""
+    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy."""
     rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
     left = max(float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
     return stats.paired(points_lost(look, worse), points_lost(look, better)), left
