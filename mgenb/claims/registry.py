@@ -1,8 +1,8 @@
-"""The registry: every number and every comparative sentence of the papers, read from mge.toml and mega.toml.
+"""The registry: every number and every sentence of the papers that can be judged, read from mge.toml and mega.toml.
 
-A `[[claim]]` is one entry. A `[[table]]` is a grid: its `axes` span the ids, `cells` holds what differs from
-cell to cell. A number that has not been read from the paper is left out, and the entry says
-`transcribed = false`: nothing is filled in from memory.
+A `[[claim]]` is one entry. A `[[table]]` is a grid: its `axes` span the ids, `cells` holds what differs from cell to
+cell. `[points.NAME]` is one thing that a paper leaves open, with its levels; `[readings.NAME]` is a set of readings,
+each a level for every point that matters, on which claims are judged (see `verdicts`).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import itertools
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
@@ -19,22 +19,44 @@ from typing import Any
 from mgenb.errors import MgenbError, choose, nearest
 
 PAPERS = ("mge", "mega")
-KINDS = ("value", "comparison", "equivalence", "ratio", "bound", "trend", "existence", "setting")
-NUMBER_KINDS = ("value", "ratio", "bound")
-DIRECTIONS = {"bound": ("below", "above"), "trend": ("increase",)}
+KINDS = ("value", "comparison", "equivalence", "noninferiority", "ratio", "bound", "existence", "setting")
+NUMBER_KINDS = ("value", "ratio")  # a printed number: judged at the paper's own scale only
+ROLES = ("central", "detail", "check", "control")
+STANDS = ("printed", "text", "silent", "open")
+DIRECTIONS = {"bound": ("below", "above")}
 SCALE_KEYS = ("dataset", "arch", "size", "images", "models")
+MOST_CORE = 6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read what a paper leaves open: a level for each point.
+
+    core: made of what is printed or said (and of our defaults where the paper is silent) alone; others are *open*, and
+    differ from a core reading in one point. options: what the method is called with.
+    """
+
+    name: str
+    core: bool
+    choices: Mapping[str, str] = field(hash=False)
+    options: Mapping[str, Any] = field(hash=False)
+
+
+AS_STATED = Reading("as stated", core=True, choices={}, options={})  # of a claim that nothing is left open for
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper.
+    """One claim of a paper, or a control of ours.
 
-    `margin` and `paper_value` are in `unit`. `kind` is one of KINDS; a "setting" is an input of an
-    experiment and is never judged. `scale` says what the claim is about (keys of SCALE_KEYS; "any" where
-    the sentence names none, a missing key where it is not known; dataset "none" where it is of an architecture
-    alone). `direction` is "below" or "above" for
-    a bound, "increase" for a trend, else "". `transcribed` is False where the number, or the wording of a
-    sentence, has not been read from the paper.
+    `margin` and `paper_value` are in `unit`; a `relative` margin is a share of the paper's value. `kind` is one of
+    KINDS; a "setting" is an input of an experiment and is never judged. `role`: what it weighs, one of ROLES.
+    `scale` says what the claim is about (keys of SCALE_KEYS; "any" where the sentence names none, a missing key where
+    the paper does not say; dataset "none" where it is of an architecture alone). `direction` is "below" or "above" for
+    a bound. `readings`: those on which it is judged. `novelty`: models that hardly differ from their base prove
+    nothing. `family`: claims of one notebook and family are corrected together; what follows from other claims has one
+    of its own. `dash`: the paper prints a dash, and the bound is what it says a dash means. `versions`: the version of
+    the paper that says so, where not all do.
     """
 
     id: str
@@ -42,13 +64,19 @@ class Claim:
     where: str
     statement: str
     kind: str
+    role: str
     notebook: str
     unit: str = ""
     margin: float = 0.0
+    relative: bool = False
     paper_value: float | None = None
     direction: str = ""
     scale: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    transcribed: bool = True
+    readings: tuple[Reading, ...] = (AS_STATED,)
+    novelty: bool = False
+    family: str = ""
+    dash: bool = False
+    versions: str = ""
     notes: str = ""
 
     @property
@@ -57,19 +85,45 @@ class Claim:
         return self.scale.get("dataset") == "none"
 
     @property
-    def printed_value(self) -> str:
-        """The paper's number; "not transcribed" where it has one that was not read, "" where it needs none."""
-        if self.paper_value is not None:
-            return f"{self.paper_value:g}"
-        numbered = self.kind in (*NUMBER_KINDS, "setting")
-        return "not transcribed" if numbered and not self.transcribed else ""
+    def control(self) -> bool:
+        """Whether it is ours: it passes or fails, and the paper is not contradicted."""
+        return self.role == "control"
 
     @property
-    def origin(self) -> str:
-        """Who says so: "paper", "inferred from a figure" (its wording was not read), or "our control"."""
-        if "(control)" in self.where:  # which the paper does not make
-            return "our control"
-        return "paper" if self.transcribed or self.kind in NUMBER_KINDS else "inferred from a figure"
+    def printed_value(self) -> str:
+        """The paper's number as a table shows it; "-" for its dash, "" where it has none."""
+        return "-" if self.dash else "" if self.paper_value is None else f"{self.paper_value:g}"
+
+    def reading(self, name: str) -> Reading:
+        """Return the registered reading of this name; MgenbError names the nearest."""
+        by_name = {reading.name: reading for reading in self.readings}
+        if name not in by_name:
+            hint = nearest(name, by_name) or f"; registered: {', '.join(by_name)}"
+            raise MgenbError(f"{self.id} has no reading {name!r}{hint}")
+        return by_name[name]
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A sentence that is not judged: where it stands, what it says in our words, and why not."""
+
+    where: str
+    says: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that a paper leaves open: what, and for each level how it stands, what it says, and its options."""
+
+    what: str
+    levels: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def default(self) -> str:
+        """The level that holds where a reading says no other: ours where the paper is silent, else the first."""
+        silent = [name for name, level in self.levels.items() if level["stands"] == "silent"]
+        return [*silent, *self.levels][0]
 
 
 @cache
@@ -77,18 +131,37 @@ def load(paper: str | None = None) -> tuple[Claim, ...]:
     """Return the claims of `paper` ("mge" or "mega"), or of both, in the order of the files."""
     if paper is None:
         return tuple(claim for name in PAPERS for claim in load(name))
-    choose("paper", paper, PAPERS)
-    text = resources.files("mgenb.claims").joinpath(f"{paper}.toml").read_text(encoding="utf-8")
-    return parse(paper, text)
+    return parse(choose("paper", paper, PAPERS), _text(paper))
+
+
+@cache
+def unjudged(paper: str) -> tuple[Unjudged, ...]:
+    """Return the sentences of `paper` that are not judged."""
+    return tuple(Unjudged(**entry) for entry in tomllib.loads(_text(paper))["unjudged"])
+
+
+@cache
+def points(paper: str) -> Mapping[str, Point]:
+    """Return what `paper` leaves open, by name."""
+    return {name: Point(**entry) for name, entry in tomllib.loads(_text(paper)).get("points", {}).items()}
+
+
+def _text(paper: str) -> str:
+    return resources.files("mgenb.claims").joinpath(f"{paper}.toml").read_text(encoding="utf-8")
 
 
 def parse(paper: str, text: str) -> tuple[Claim, ...]:
     """Return the claims of a registry file's text. Raises MgenbError, naming the entry, where it is wrong."""
     data = tomllib.loads(text)
+    known = {name: Point(**entry) for name, entry in data.get("points", {}).items()}
+    for name, point in known.items():
+        for level, about in point.levels.items():
+            choose(f"stands of {name}.{level}:", about["stands"], STANDS)
+    sets = {name: tuple(_readings(name, entry, known)) for name, entry in data.get("readings", {}).items()}
     entries = list(data.get("claim", []))
     for table in data.get("table", []):
         entries += _expand(table, data.get("names", {}))
-    claims = tuple(_claim(paper, entry) for entry in entries)
+    claims = tuple(_claim(paper, entry, sets) for entry in entries)
     for claim_id, count in Counter(claim.id for claim in claims).items():
         if count > 1:
             raise MgenbError(f"claim {claim_id!r} stands twice in the registry")
@@ -105,8 +178,13 @@ def get(claim_id: str) -> Claim:
 
 def registry_hash(notebook: str) -> str:
     """Return 16 hexadecimal digits that change with whatever decides a verdict on a claim of the notebook."""
-    deciding = ("id", "kind", "margin", "paper_value", "direction", "transcribed", "scale")
-    rows = [{name: getattr(claim, name) for name in deciding} for claim in load() if claim.notebook == notebook]
+    deciding = ("id", "kind", "role", "margin", "relative", "paper_value", "direction", "scale", "novelty", "family")
+    rows = [
+        {name: getattr(claim, name) for name in deciding}
+        | {"readings": [[reading.name, reading.core, dict(reading.options)] for reading in claim.readings]}
+        for claim in load()
+        if claim.notebook == notebook
+    ]
     rows.sort(key=lambda row: str(row["id"]))
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -116,19 +194,50 @@ def _by_id() -> dict[str, Claim]:
     return {claim.id: claim for claim in load()}
 
 
+def _readings(name: str, entry: Mapping[str, Any], known: Mapping[str, Point]) -> Iterator[Reading]:
+    """Yield the readings of a set, core ones first. Raises MgenbError where one is not what it says it is."""
+    core: Sequence[Mapping[str, str]] = entry["core"]
+    if not 1 <= len(core) <= MOST_CORE:
+        raise MgenbError(f"readings {name!r} have {len(core)} core readings; right are 1 to {MOST_CORE}")
+    for choices in core:
+        reading = _reading(choices, known, core=True)
+        if odd := [point for point, level in choices.items() if known[point].levels[level]["stands"] == "open"]:
+            raise MgenbError(f"core reading {reading.name!r} of {name!r} has the open level {choices[odd[0]]!r}")
+        yield reading
+    for changed in entry.get("open", ()):
+        change = {point: level for point, level in changed.items() if point != "from"}
+        if len(change) != 1:
+            raise MgenbError(f"an open reading of {name!r} changes {len(change)} points; right is one")
+        yield _reading({**core[int(changed["from"])], **change}, known, core=False)
+
+
+def _reading(choices: Mapping[str, str], known: Mapping[str, Point], *, core: bool) -> Reading:
+    options: dict[str, Any] = {}
+    for name, point in known.items():
+        level = choose(f"level of {name}:", choices.get(name, point.default), point.levels)
+        if name in choices or point.levels[level]["stands"] == "silent":
+            options |= point.levels[level].get("options", {})
+    for name in choices:
+        choose("point", name, known)
+    return Reading(", ".join(choices.values()), core, dict(choices), options)
+
+
 def _expand(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield one entry for each cell of a grid, ids `<table id>.<axis value>.<axis value>...`."""
     axes: dict[str, list[Any]] = table["axes"]
     cells = dict(table.get("cells", {}))
-    common = {key: value for key, value in table.items() if key not in ("axes", "cells")}
+    datasets = table.get("places", {}).get("arch", {})
+    common = {key: value for key, value in table.items() if key not in ("axes", "cells", "places")}
     for values in itertools.product(*axes.values()):
         place = dict(zip(axes, values, strict=True))
         key = ".".join(str(value) for value in values)
         cell = cells.pop(key, {})
         if not isinstance(cell, dict):
             cell = {"paper_value": cell}
-        shown = {axis: names.get(str(value), value) for axis, value in place.items()}
+        shown = {axis: names.get(str(value), str(value).replace("_", " ")) for axis, value in place.items()}
         about = {axis: value for axis, value in place.items() if axis in SCALE_KEYS}
+        if dataset := datasets.get(place.get("arch")):
+            about["dataset"] = dataset
         entry = {**common, **cell, "id": f"{table['id']}.{key}"}
         entry["statement"] = table["statement"].format(**shown)
         entry["scale"] = {**table.get("scale", {}), **about}
@@ -137,22 +246,25 @@ def _expand(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict
         raise MgenbError(f"table {table['id']!r} has no place for the cells {', '.join(cells)}")
 
 
-def _claim(paper: str, entry: Mapping[str, Any]) -> Claim:
+def _claim(paper: str, entry: Mapping[str, Any], sets: Mapping[str, tuple[Reading, ...]]) -> Claim:
     """Check an entry and fill in what follows from the rest."""
     name = entry.get("id", "?")
     unknown = set(entry) - {f.name for f in fields(Claim)}
-    missing = {"id", "where", "statement", "kind", "notebook"} - set(entry)
+    missing = {"id", "where", "statement", "kind", "role", "notebook"} - set(entry)
     if unknown or missing:
         raise MgenbError(f"claim {name!r}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
     kind = choose(f"kind of claim {name!r}:", entry["kind"], KINDS)
+    choose(f"role of claim {name!r}:", entry["role"], ROLES)
     if entry.get("direction", "") not in DIRECTIONS.get(kind, ("",)):
         raise MgenbError(f"claim {name!r}: direction {entry.get('direction', '')!r} does not fit a {kind}")
     for key in entry.get("scale", {}):
         choose(f"scale key of claim {name!r}:", key, SCALE_KEYS)
-    has_number = "paper_value" in entry
-    transcribed = entry.get("transcribed", has_number or kind not in (*NUMBER_KINDS, "setting"))
-    if transcribed and not has_number and kind in NUMBER_KINDS:
-        raise MgenbError(f"claim {name!r}: a {kind} without paper_value is not transcribed")
-    scale = dict(entry.get("scale", {}))
+    if kind in (*NUMBER_KINDS, "bound") and "paper_value" not in entry:
+        raise MgenbError(f"claim {name!r}: a {kind} needs a paper_value")
     numbers = {key: float(entry[key]) for key in ("margin", "paper_value") if key in entry}
-    return Claim(**{**entry, **numbers, "paper": paper, "scale": scale, "transcribed": transcribed})
+    if not 0 <= numbers.get("margin", 0.0) < float("inf"):
+        raise MgenbError(f"claim {name!r}: its margin is {numbers['margin']}; right is a number of at least 0")
+    chosen = {}
+    if "readings" in entry:
+        chosen["readings"] = sets[choose(f"readings of {name!r}:", entry["readings"], sets)]
+    return Claim(**{**entry, **numbers, **chosen, "paper": paper, "scale": dict(entry.get("scale", {}))})

@@ -1,28 +1,37 @@
-"""The verdict rule: what an interval says about a claim, one family of claims at a time.
+"""The verdict rule: what intervals say about claims, under every registered reading, one family of claims at a time.
 
-reproduced     the interval supports the claim
-contradicted   the interval excludes it, or any advantage that matters
-inconclusive   the interval allows both
+reproduced     the claim holds under every core reading (a control: passes)
+contradicted   it fails under every core reading (a control: fails)
+depends        it holds under one reading, core or open, and fails under another
+inconclusive   the intervals allow more than one of these
 not tested     nothing was measured at a scale that speaks to the claim
 unfinished     not all that was planned has been measured: no verdict yet
+
+That all core readings agree is an intersection-union test: a claim's p is the largest of theirs, and Holm's correction
+runs over the claims of the family. Whether readings differ is tested by Holm over the readings of the claim, at the
+family's level divided by the number of its claims.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mgenb.claims.registry import NUMBER_KINDS, Claim, get
+from mgenb.claims.power import what_decides
+from mgenb.claims.registry import NUMBER_KINDS, Claim, Reading, get, points
 from mgenb.errors import MgenbError, choose
 from mgenb.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
 SMALLEST_P = 1e-12
 PROFILES = ("paper", "cpu", "quick")  # best evidence first
-NOT_TESTED = "not tested"
-UNFINISHED = "unfinished"
-JUDGED = ("reproduced", "contradicted", "inconclusive")  # the others are no evidence
+REPRODUCED, CONTRADICTED, DEPENDS, INCONCLUSIVE = "reproduced", "contradicted", "depends", "inconclusive"
+PASSES, FAILS = "passes", "fails"
+NOT_TESTED, UNFINISHED, VACUOUS = "not tested", "unfinished", "vacuous"
+JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the others are no evidence
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
+
+Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading -> what was measured
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,29 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class ReadingVerdict:
+    """What one reading says: its estimate, and the interval at the level at which it was decided, in the claim's unit.
+
+    `verdict` is reproduced, contradicted, inconclusive or vacuous; `p` the smallest level that decides it.
+    """
+
+    name: str
+    core: bool
+    verdict: str
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+    p: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A claim's verdict with the evidence behind it.
 
-    `low` and `high` are the 95 % interval in the claim's unit; `n` counts units of replication (`unit`);
-    `p` is the smallest level at which the claim is decided. All None where nothing was tested.
+    `estimate`, `low`, `high` are of the core reading that speaks least for the verdict; the interval is the one that
+    decided, after correction, in the claim's unit. `n` counts units of replication (`unit`); `p` is the smallest level
+    at which the claim is decided. All None where nothing was tested. `readings` holds what each reading says.
     """
 
     claim: Claim
@@ -64,6 +91,7 @@ class Verdict:
     n: int | None = None
     unit: str = ""
     p: float | None = None
+    readings: tuple[ReadingVerdict, ...] = field(default=())
 
     @property
     def told(self) -> str:
@@ -78,7 +106,7 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """The estimate with its 95 % interval and unit; "" where there is none."""
+        """The estimate with the interval that decided, and the unit; "" where there is none."""
         if self.estimate is None:
             return ""
         ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
@@ -94,33 +122,43 @@ class Verdict:
         plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
         numbers = {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
         about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
-        return {**about, **plain, **numbers}
+        return {**about, **plain, **numbers, "readings": [asdict(reading) for reading in self.readings]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
         """Return the verdict that `to_json` wrote; the claim is looked up in today's registry."""
         same = ("verdict", "reason", "estimate", "low", "high", "n", "unit", "p")
-        return cls(claim=get(data["id"]), scale=Scale(**data["scale"]), **{name: data[name] for name in same})
+        readings = tuple(ReadingVerdict(**reading) for reading in data.get("readings", ()))
+        plain = {name: data[name] for name in same}
+        return cls(claim=get(data["id"]), scale=Scale(**data["scale"]), readings=readings, **plain)
+
+
+def supported(claim: Claim) -> tuple[float, float]:
+    """Return the span, in the claim's unit, in which the claim is true; ends may be infinite.
+
+    A comparison and an existence lie above the smallest advantage that matters, non-inferiority above its negative.
+    """
+    if claim.kind in ("comparison", "existence"):
+        return claim.margin, math.inf
+    if claim.kind == "noninferiority":
+        return -claim.margin, math.inf
+    if claim.kind == "equivalence":
+        return -claim.margin, claim.margin
+    if claim.paper_value is None or claim.kind not in (*NUMBER_KINDS, "bound"):
+        raise MgenbError(f"claim {claim.id!r} is a {claim.kind}; it is not judged")
+    if claim.kind == "bound":
+        return (-math.inf, claim.paper_value) if claim.direction == "below" else (claim.paper_value, math.inf)
+    if claim.relative:
+        return claim.paper_value / (1 + claim.margin), claim.paper_value * (1 + claim.margin)
+    return claim.paper_value - claim.margin, claim.paper_value + claim.margin
 
 
 def decide(claim: Claim, interval: Interval) -> str:
     """Return "reproduced", "contradicted" or "inconclusive" for an interval in the claim's unit."""
-    low, high = interval
-    if claim.kind in ("comparison", "trend", "existence"):
-        # In this order: an advantage that is real but too small to matter does not reproduce the claim.
-        contradicted, reproduced = high < claim.margin, low > (claim.margin if claim.kind == "existence" else 0)
-    elif claim.kind == "bound":
-        bound = _paper_value(claim)
-        contradicted, reproduced = low > bound, high <= bound
-        if claim.direction == "above":
-            contradicted, reproduced = high < bound, low >= bound
-    elif claim.kind in ("value", "ratio", "equivalence"):
-        centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
-        least, most = centre - claim.margin, centre + claim.margin
-        contradicted, reproduced = high < least or low > most, least <= low and high <= most
-    else:
-        raise MgenbError(f"claim {claim.id!r} is a {claim.kind}; it is not judged")
-    return "contradicted" if contradicted else "reproduced" if reproduced else "inconclusive"
+    (low, high), (least, most) = interval, supported(claim)
+    if high < least or low > most:
+        return CONTRADICTED
+    return REPRODUCED if least <= low and high <= most else INCONCLUSIVE
 
 
 def p_value(claim: Claim, estimate: Estimate) -> float:
@@ -139,48 +177,190 @@ def p_value(claim: Claim, estimate: Estimate) -> float:
     return math.exp(high)
 
 
+def _decided(claim: Claim, estimate: Estimate, alpha: float) -> bool:
+    return decide(claim, estimate.interval(1 - alpha)) != INCONCLUSIVE
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A reading of a claim with what it says by itself."""
+
+    reading: Reading
+    estimate: Estimate
+    p: float
+    says: str  # what it says at level 1 - p; inconclusive where no level decides
+
+    @classmethod
+    def of(cls, claim: Claim, reading: Reading, estimate: Estimate, *, vacuous: bool) -> "_Tested":
+        p = 1.0 if vacuous else p_value(claim, estimate)
+        says = VACUOUS if vacuous else decide(claim, estimate.interval(1 - p)) if p < 1 else INCONCLUSIVE
+        return cls(reading, estimate, p, says)
+
+
 def judge(
-    evidence: Mapping[str, Estimate],
-    scale: Scale | Mapping[str, Scale],
+    evidence: Evidence,
+    scales: Mapping[str, Scale],
+    *,
     blocked: Mapping[str, str] | None = None,
-    differ: Mapping[str, bool] | None = None,
+    vacuous: Iterable[tuple[str, str]] = (),
     unfinished: str = "",
 ) -> list[Verdict]:
-    """Return a verdict for each claim of a family (the claims of one notebook), in the order given.
+    """Return a verdict for each claim (of one notebook) with evidence or a reason against it, in the order given.
 
-    `evidence` maps claim ids to estimates in the claim's unit. `scale` is what was run, one for all or one
-    for each id. `blocked` maps ids to the reason why they cannot be tested (a base model below its accuracy
-    floor). `differ` says, for an equivalence of generated and trained models, whether the generated ones
-    differ from their base at all. `unfinished` says, as "7 of 12 parts", how much of the plan has been measured where
-    that is not all: then what could be tested is *unfinished*, whatever the evidence.
+    `evidence` holds, by claim and reading, estimates in the claim's unit. `scales` says what was run. `blocked` maps
+    ids to the reason why they cannot be tested (a base model below its accuracy floor). `vacuous` names claims and
+    readings whose models hardly differ from their base: they say nothing. `unfinished` says, as "7 of 12 parts", how
+    much of the plan has been measured where that is not all: then what could be tested is *unfinished*.
 
-    Holm's step-down over the claims that can be tested, false-verdict rate at most 5 % for the family: the
-    k-th smallest p of m is held against 0.05 / (m - k + 1), and once one fails, it and the rest are
-    inconclusive.
+    Of a family (the paper's claims of one notebook, its controls, or what follows from other claims) at most 5 % are
+    expected to hold a false verdict: *reproduced* or *contradicted* though not all core readings are so, *depends*
+    though all readings agree.
     """
-    blocked, differ = blocked or {}, differ or {}
+    blocked, empty = blocked or {}, frozenset(vacuous)
     claims = {name: get(name) for name in {**evidence, **blocked}}
-    scales = {name: scale if isinstance(scale, Scale) else scale[name] for name in claims}
-    alike = {name: "generated models do not differ from the base" for name, really in differ.items() if not really}
-    reasons = {
-        name: blocked.get(name) or _obstacle(claim, scales[name]) or alike.get(name, "")
-        for name, claim in claims.items()
-    }
-    family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
-    if unfinished:
-        tested = {name: Verdict(get(name), UNFINISHED, scales[name], unfinished) for name in family}
-    else:
-        tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
-    return [
-        tested.get(name) or Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()
-    ]
+    reasons = {name: blocked.get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
+    verdicts = {name: Verdict(claims[name], NOT_TESTED, scales[name], why) for name, why in reasons.items() if why}
+    families: dict[tuple[bool, str], list[str]] = {}
+    for name in (name for name in evidence if name not in verdicts):
+        if unfinished:
+            verdicts[name] = Verdict(claims[name], UNFINISHED, scales[name], unfinished)
+        else:
+            families.setdefault((claims[name].control, claims[name].family), []).append(name)
+    for family in families.values():
+        tested = {name: _tested(claims[name], evidence[name], empty) for name in family}
+        verdicts |= {verdict.claim.id: verdict for verdict in _family(claims, tested, scales)}
+    return [verdicts[name] for name in claims]
+
+
+def _tested(claim: Claim, by_reading: Mapping[str, Estimate], vacuous: frozenset[tuple[str, str]]) -> list[_Tested]:
+    for name in by_reading:
+        claim.reading(name)  # refuses a reading that is not registered
+    known = [reading for reading in claim.readings if reading.name in by_reading]
+    return [_Tested.of(claim, r, by_reading[r.name], vacuous=(claim.id, r.name) in vacuous) for r in known]
+
+
+def _family(
+    claims: Mapping[str, Claim], tested: Mapping[str, Sequence[_Tested]], scales: Mapping[str, Scale]
+) -> Iterable[Verdict]:
+    agreed = {name: _agreed(claims[name], readings) for name, readings in tested.items()}
+    p = [agreed[name][1] for name in tested]
+    adjusted = holm(p)
+    held_against = _levels(p, ALPHA)
+    for name, adjusted_p, alpha in zip(tested, adjusted, held_against, strict=True):
+        word = agreed[name][0] if adjusted_p <= ALPHA else INCONCLUSIVE
+        yield _verdict(claims[name], word, tested[name], scales[name], alpha, ALPHA / len(tested))
+
+
+def _agreed(claim: Claim, readings: Sequence[_Tested]) -> tuple[str, float]:
+    """Return what all core readings say, and the largest of their p; inconclusive and 1 where they do not agree."""
+    core = [tested for tested in readings if tested.reading.core]
+    words = {tested.says for tested in core}
+    complete = len(core) == sum(reading.core for reading in claim.readings)
+    if not complete or len(words) != 1 or not words <= {REPRODUCED, CONTRADICTED}:
+        return INCONCLUSIVE, 1.0
+    return words.pop(), max(tested.p for tested in core)
+
+
+def _levels(p: Sequence[float], alpha: float) -> list[float]:
+    """Return the level against which Holm's step-down holds each; after the first failure, that of the failure."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    levels, failed = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        level = failed or alpha / (len(p) - rank)
+        levels[i] = level
+        failed = failed or (level if p[i] > level else 0.0)
+    return levels
+
+
+def _verdict(
+    claim: Claim, word: str, tested: Sequence[_Tested], scale: Scale, alpha: float, alpha_of_readings: float
+) -> Verdict:
+    alone = _alone(tested, alpha_of_readings)
+    words = [reading.verdict for reading in alone]
+    notes = []
+    if REPRODUCED in words and CONTRADICTED in words:
+        word = DEPENDS
+        notes.append(_deciding_choice(claim, alone))
+    elif word == INCONCLUSIVE:
+        notes += _how_open(claim, tested, alone, alpha)
+    elif word == CONTRADICTED and claim.kind == "comparison":
+        notes.append(_how_far(claim, tested))
+    if not at_paper_scale(claim, scale):
+        notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
+    if claim.control:
+        word = {REPRODUCED: PASSES, CONTRADICTED: FAILS}.get(word, word)
+    least = _speaks_least(tested)
+    low, high = least.estimate.interval(1 - alpha)
+    estimate, p = least.estimate, _agreed(claim, tested)[1]
+    told = "; ".join(note for note in notes if note)
+    found = (estimate.estimate, finite(low), finite(high), estimate.n, estimate.unit, p)
+    return Verdict(claim, word, scale, told, *found, readings=tuple(alone))
+
+
+def _alone(tested: Sequence[_Tested], alpha: float) -> list[ReadingVerdict]:
+    """Return what each reading says, corrected for their number at the level `alpha`."""
+    verdicts = []
+    for reading, level in zip(tested, _levels([reading.p for reading in tested], alpha), strict=True):
+        low, high = reading.estimate.interval(1 - level)
+        word = reading.says if reading.says == VACUOUS or reading.p <= level else INCONCLUSIVE
+        measured = (reading.estimate.estimate, finite(low), finite(high), reading.estimate.n, reading.p)
+        verdicts.append(ReadingVerdict(reading.reading.name, reading.reading.core, word, *measured))
+    return verdicts
+
+
+def _speaks_least(tested: Sequence[_Tested]) -> _Tested:
+    """Return the core reading with the largest p, else the first reading."""
+    core = [reading for reading in tested if reading.reading.core] or list(tested)
+    return max(core, key=lambda reading: reading.p)
+
+
+def _deciding_choice(claim: Claim, alone: Sequence[ReadingVerdict]) -> str:
+    """Say which point separates readings that hold from those that fail without exception."""
+    for name, point in points(claim.paper).items():
+        levels: dict[str, set[str]] = {REPRODUCED: set(), CONTRADICTED: set()}
+        for reading in alone:
+            if reading.verdict in levels:
+                levels[reading.verdict].add(claim.reading(reading.name).choices.get(name, point.default))
+        holds, fails = levels[REPRODUCED], levels[CONTRADICTED]
+        if not holds & fails:
+            return f"on {point.what}: holds for {_listed(holds)}, fails for {_listed(fails)}"
+    return "on no single choice"
+
+
+def _listed(levels: Iterable[str]) -> str:
+    return ", ".join(sorted(levels)).replace("_", " ")
+
+
+def _how_open(claim: Claim, tested: Sequence[_Tested], alone: Sequence[ReadingVerdict], alpha: float) -> Iterable[str]:
+    core = [reading for reading in alone if reading.core]
+    registered = sum(reading.core for reading in claim.readings)
+    if registered > 1:
+        counted = {word: sum(r.verdict == word for r in core) for word in (REPRODUCED, CONTRADICTED, VACUOUS)}
+        told = f"{counted[REPRODUCED]} of {registered} core readings reproduced, {counted[CONTRADICTED]} contradicted"
+        told += f", {counted[VACUOUS]} vacuous" if counted[VACUOUS] else ""
+        yield told + (f", {registered - len(core)} not measured" if len(core) < registered else "")
+    undecided = [r.estimate for r in tested if r.reading.core and r.p > alpha and r.says != VACUOUS]
+    if undecided:
+        yield what_decides(supported(claim), undecided, alpha, claim.unit)
+
+
+def _how_far(claim: Claim, tested: Sequence[_Tested]) -> str:
+    """Say of a comparison that is contradicted whether a smaller advantage, or a disadvantage, is there."""
+    ends = [reading.estimate.interval(1 - ALPHA) for reading in tested if reading.reading.core]
+    if all(low > 0 for low, _ in ends):
+        return f"there is an advantage, but of less than {claim.margin:g} {claim.unit}"
+    return "a disadvantage" if all(high < 0 for _, high in ends) else "no relevant advantage"
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the verdict with the best evidence: paper, cpu, quick; official data first; what was not judged last."""
 
     def rank(verdict: Verdict) -> tuple[bool, int, bool]:
-        return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
+        return (
+            verdict.verdict not in JUDGED,
+            PROFILES.index(verdict.scale.profile),
+            verdict.scale.variant != "official",
+        )
 
     first = min(verdicts, key=rank, default=None)
     if first is None:
@@ -188,46 +368,17 @@ def best(verdicts: Iterable[Verdict]) -> Verdict:
     return first
 
 
-def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
-    m = len(family)
-    p = [p_value(get(name), estimate) for name, estimate in family.items()]
-    adjusted = holm(p)
-    passed = int((adjusted <= ALPHA).sum())
-    for (name, estimate), p_own, p_adjusted in zip(family.items(), p, adjusted, strict=True):
-        decided = bool(p_adjusted <= ALPHA)
-        # A comparison can turn from "above 0" to "below the margin" as its interval shrinks. So it is
-        # read at the family's strictest level, or at the first level that decides it.
-        alpha = max(p_own, ALPHA / m) if decided else ALPHA / (m - passed)
-        yield _verdict(get(name), estimate, scales[name], p_own, 1 - alpha, decided)
-
-
-def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool) -> Verdict:
-    interval = estimate.interval(level)
-    verdict = decide(claim, interval) if decided else "inconclusive"
-    notes = []
-    if verdict == "inconclusive":
-        notes.append(_what_it_takes(claim, estimate, interval))
-    elif verdict == "contradicted" and claim.kind in ("comparison", "trend"):
-        notes.append("a disadvantage" if interval[1] < 0 else "no relevant advantage")
-    if not _at_paper_scale(claim, scale):
-        notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
-    low, high = estimate.interval(0.95)
-    return Verdict(claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p)
-
-
 def _obstacle(claim: Claim, scale: Scale) -> str:
     """Say why the claim cannot be judged at this scale; "" when it can."""
     if claim.kind == "setting":
         return "a setting of the paper's experiments is not judged"
-    if claim.kind in NUMBER_KINDS:
-        if not claim.transcribed or claim.paper_value is None:
-            return "the paper's number is not transcribed"
-        if not _at_paper_scale(claim, scale):
-            return f"needs the paper's own scale: {_about(claim)}, profile paper"
+    number = claim.kind in NUMBER_KINDS or claim.dash
+    if number and not at_paper_scale(claim, scale):
+        return f"a printed number needs the paper's own scale: {_about(claim)}, profile paper"
     return ""
 
 
-def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
+def at_paper_scale(claim: Claim, scale: Scale) -> bool:
     """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
     wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
     whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
@@ -235,50 +386,8 @@ def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
 
 
 def _about(claim: Claim) -> str:
-    dataset, arch = (claim.scale.get(key, "not transcribed") for key in ("dataset", "arch"))
+    dataset, arch = (claim.scale.get(key, "not said") for key in ("dataset", "arch"))
     return f"dataset {dataset}, network {arch}"
-
-
-def _what_it_takes(claim: Claim, estimate: Estimate, interval: Interval) -> str:
-    """Tell the smallest effect that this design could have seen, and about how much more data decides."""
-    half = (interval[1] - interval[0]) / 2
-    if not math.isfinite(half):
-        return f"{estimate.n} {estimate.unit} give no interval; more are needed"
-    smallest = half if claim.kind in ("comparison", "trend", "bound") else half + claim.margin
-    told = f"could have seen an effect of {smallest:.2g} {claim.unit}".rstrip()
-    reach = _reach(claim, estimate.estimate)
-    if reach <= 0:
-        return f"{told}; the estimate lies on the boundary, which more {estimate.unit} may not leave"
-    needed = max(_round_up(estimate.n * (half / reach) ** 2), estimate.n + 1)
-    return f"{told}; about {needed} {estimate.unit} would decide it"
-
-
-def _reach(claim: Claim, value: float) -> float:
-    """Return the widest half-width at which an interval around `value` still decides the claim."""
-    if claim.kind in ("comparison", "trend"):
-        return max(value, claim.margin - value)
-    if claim.kind == "existence":
-        return abs(value - claim.margin)
-    if claim.kind == "bound":
-        return abs(value - _paper_value(claim))
-    centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
-    return abs(claim.margin - abs(value - centre))
-
-
-def _round_up(number: float) -> int:
-    """Round up to 2 significant digits."""
-    step = 10 ** max(math.floor(math.log10(number)) - 1, 0)
-    return math.ceil(number / step) * step
-
-
-def _decided(claim: Claim, estimate: Estimate, alpha: float) -> bool:
-    return decide(claim, estimate.interval(1 - alpha)) != "inconclusive"
-
-
-def _paper_value(claim: Claim) -> float:
-    if claim.paper_value is None:
-        raise MgenbError(f"claim {claim.id!r} has no paper value: not transcribed")
-    return claim.paper_value
 
 
 def finite(number: float | None) -> float | None:
