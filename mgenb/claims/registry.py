@@ -213,12 +213,9 @@ def _readings(name: str, entry: Mapping[str, Any], known: Mapping[str, Point]) -
 
 def _reading(choices: Mapping[str, str], known: Mapping[str, Point], *, core: bool) -> Reading:
     options: dict[str, Any] = {}
-    for name, point in known.items():
-        level = choose(f"level of {name}:", choices.get(name, point.default), point.levels)
-        if name in choices or point.levels[level]["stands"] == "silent":
-            options |= point.levels[level].get("options", {})
-    for name in choices:
-        choose("point", name, known)
+    for name, level in choices.items():
+        levels = known[choose("point", name, known)].levels
+        options |= levels[choose(f"level of {name}:", level, levels)].get("options", {})
     return Reading(", ".join(choices.values()), core, dict(choices), options)
 
 

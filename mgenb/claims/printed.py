@@ -1,0 +1,198 @@
+"""What the papers' printed numbers say by themselves: findings that need no experiment, computed from the registry.
+
+Each finding is a table and one sentence, whose numbers are read off the table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mgenb.claims.registry import Claim, get, load
+from mgenb.errors import MgenbError
+
+COUNTS = [10, 100, 1000]  # of models, in Tables III and IV of MGE
+MODELS = [f"model{number}" for number in range(1, 9)]  # of Table 2 of MeGA
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What follows from printed numbers: for the notebook with this stem, a table and a sentence about it."""
+
+    notebook: str
+    table: pd.DataFrame
+    sentence: str
+
+
+def cells(table: str) -> dict[tuple[str, ...], Claim]:
+    """Return the claims of a table by the values of its axes, in the order of the registry; MgenbError for no table."""
+    parts = len(table.split("."))
+    found = {tuple(claim.id.split(".")[parts:]): claim for claim in load() if claim.id.startswith(f"{table}.")}
+    width = max((len(place) for place in found), default=0)
+    numbers = {place: claim for place, claim in found.items() if len(place) == width and claim.paper_value is not None}
+    if not numbers:
+        raise MgenbError(f"the registry has no table {table!r} with numbers")
+    return numbers
+
+
+def grid(table: str, columns: int = 1) -> pd.DataFrame:
+    """Return a paper's table of numbers in its own layout: the last `columns` axes across, dashes as missing."""
+    values = {place: np.nan if claim.dash else claim.paper_value for place, claim in cells(table).items()}
+    index = pd.MultiIndex.from_tuples(values)
+    series = pd.Series(list(values.values()), index if index.nlevels > 1 else index.get_level_values(0), dtype=float)
+    order = [series.index.get_level_values(level).unique() for level in range(series.index.nlevels)]
+    wide = series.unstack(list(range(-columns, 0))) if series.index.nlevels > columns else series.to_frame("value")
+    return wide.reindex(order[0]) if wide.index.nlevels == 1 and series.index.nlevels > 1 else wide
+
+
+def one_percent() -> Finding:
+    """The abstract's 1 % of the training time against Table IV."""
+    table = grid("mge.table4")[[str(count) for count in COUNTS]]
+    printed = table.stack().dropna()
+    sentence = (
+        f"Of {table.size} cells of Table IV {len(printed)} print {printed.min():.2f} to {printed.max():.2f} % of the"
+        f" training time; the other {table.size - len(printed)} are dashes, below 1 %. None of the numbers is the"
+        f" {get('mge.text.one_percent').paper_value:g} % of the abstract."
+    )
+    return Finding("07_time_ratio", table, sentence)
+
+
+def gains() -> Finding:
+    """Generated minus trained in Table II, and the text's nearly 2 %."""
+    table = grid("mge.table2")
+    gain = (table["generated"] - table["trained"]).round(2).unstack()
+    flat = gain.stack()
+    claimed = get("mge.text.two_percent_higher").paper_value
+    sentence = (
+        f"Generated models are at least as accurate in {int((flat >= 0).sum())} of {flat.size} cells, more accurate in"
+        f" {int((flat > 0).sum())}; the mean gain is {flat.mean():.2f} points, the largest {flat.max():.2f}. For LeNet"
+        f" on MNIST, where the text has nearly {claimed:g}, it is {gain.loc['mnist', 'lenet']:.2f}."
+    )
+    return Finding("06_accuracy_table", gain, sentence)
+
+
+def repeated_seconds() -> Finding:
+    """VGG16's seconds in Table III that are LeNet's."""
+    table = _seconds("generate").loc[["lenet", "vgg16"]]
+    same = [count for count in table if table[count].nunique() == 1]
+    sentence = (
+        f"VGG16's seconds for {' and '.join(map(str, same))} models are LeNet's, and less than its own"
+        f" {table.loc['vgg16', COUNTS[0]]:,.0f} s for {COUNTS[0]}."
+    )
+    return Finding("07_time_ratio", table, sentence)
+
+
+def base_included() -> Finding:
+    """Seconds to generate N models as a base plus N times a rate, by least squares in relative error."""
+    table = _seconds("generate").drop("vgg16")
+    rows = {}
+    for arch, seconds in table.iterrows():
+        design = np.stack([1 / seconds, np.array(COUNTS) / seconds], 1)
+        (base, rate), *_ = np.linalg.lstsq(design, np.ones(len(COUNTS)), rcond=None)
+        off = 100 * (design @ [base, rate] - 1)
+        trained = _seconds("train").loc[arch, COUNTS[0]] / COUNTS[0]
+        residuals = {f"off at {count} (%)": residual for count, residual in zip(COUNTS, off, strict=True)}
+        rows[arch] = {"base (s)": base, "rate (s a model)": rate, "to train one (s)": trained, **residuals}
+    fit = pd.DataFrame(rows).T.round(2)
+    off = fit.filter(like="off").abs().max(axis=1)
+    sentence = (
+        "Seconds to generate N models as base + N x rate: LeNet's fit to within"
+        f" {off['lenet']:.1f} %, with a base of {fit.loc['lenet', 'base (s)']:.0f} s where training one takes"
+        f" {fit.loc['lenet', 'to train one (s)']:.0f} s: generation time seems to include training the base."
+        f" {' and '.join(off.index[1:])} are off by up to {' and '.join(f'{value:.0f} %' for value in off[1:])}."
+    )
+    return Finding("07_time_ratio", fit, sentence)
+
+
+def beyond_a_dash() -> Finding:
+    """A time that is printed in Table III although a dash means more than 100,000 s."""
+    limit = next(claim.paper_value for claim in cells("mge.table3").values() if claim.dash)
+    printed = {".".join(place): claim.paper_value for place, claim in cells("mge.table3").items() if not claim.dash}
+    beyond = pd.Series(printed, name="seconds")[lambda seconds: seconds > limit].to_frame()
+    first = beyond["seconds"].iloc[0]
+    return Finding("07_time_ratio", beyond, f"A dash means more than {limit:,.0f} s, but {first:,.2f} s is printed.")
+
+
+def robust_without_attack() -> Finding:
+    """Table V: the gap between the models against what a hundredfold epsilon costs."""
+    table = grid("mge.table5")[["original", "evolved"]]
+    table["difference"] = table["evolved"] - table["original"]
+    costs = table["original"].iloc[0] - table["original"].iloc[-1]
+    sentence = (
+        f"A hundredfold epsilon costs the original {costs:.2f} points, while at the smallest it is already"
+        f" {table['difference'].iloc[0]:.2f} points behind: the gap is hardly one of the attack's size."
+    )
+    return Finding("09_robust_evolution", table.round(2), sentence)
+
+
+def over_parents() -> Finding:
+    """Table 1 of MeGA: gains over the parents' mean, over the better one, and the weight average."""
+    table = grid("mega.table1")[["parent1", "parent2", "average", "merged"]].dropna()
+    parents = table[["parent1", "parent2"]]
+    gain = pd.DataFrame(
+        {
+            "over the mean (points)": 100 * (table["merged"] - parents.mean(axis=1)),
+            "over the better (points)": 100 * (table["merged"] - parents.max(axis=1)),
+            "weight average": table["average"],
+        }
+    ).round(2)
+    better = gain["over the better (points)"]
+    sentence = (
+        f"Over the better parent the gains are {better.min():.1f} ({better.idxmin()}) to {better.max():.1f} points;"
+        f" the text counts from the parents' mean. The weight average is printed as {table['average'].max():.3f}"
+        " everywhere, below the 0.1 of chance."
+    )
+    return Finding("12_mega_pairs", gain, sentence)
+
+
+def eight_against_two() -> Finding:
+    """Tables 1 and 2 of MeGA: what eight merged networks have over two."""
+    eight, two = grid("mega.table2"), grid("mega.table1")
+    table = pd.DataFrame(
+        {
+            "two": two["merged"].reindex(eight.index),
+            "eight": eight["merged"],
+            "best of eight": eight[MODELS].max(axis=1),
+            "spread of eight (sd)": eight[MODELS].std(axis=1).round(3),
+        }
+    )
+    gain = 100 * (table["eight"] - table["two"])
+    sentence = (
+        f"Eight networks merged are {', '.join(f'{value:+.1f}' for value in gain)} points from two, on average"
+        f" {gain.mean():+.1f}. Single seeds spread by {table['spread of eight (sd)'].min():.3f} to"
+        f" {table['spread of eight (sd)'].max():.3f} (standard deviation)."
+    )
+    return Finding("13_mega_hierarchy", table, sentence)
+
+
+def first_generation() -> Finding:
+    """Fig. 2 of MeGA beside Table 1: where the curves start and end."""
+    fitness, table = grid("mega.fig2.fitness"), grid("mega.table1")
+    both = fitness[["first", "last"]].copy()
+    both["better parent"] = table.loc[both.index, ["parent1", "parent2"]].max(axis=1)
+    both["Table 1, merged"] = table.loc[both.index, "merged"]
+    behind = both["first"] < both["better parent"]
+    sides = [", ".join(both.index[side]) or "none" for side in (behind, ~behind)]
+    same = (np.floor(1000 * both["last"] + 1e-9) / 1000 == both["Table 1, merged"]).all()
+    sentence = f"The first generation is below the better parent for {sides[0]}, and above both for {sides[1]}." + (
+        " Both curves end, cut to three digits, at the test accuracy of Table 1." if same else ""
+    )
+    return Finding("11_mega_fitness", both, sentence)
+
+
+FINDINGS: tuple[Callable[[], Finding], ...] = (
+    *(one_percent, gains, repeated_seconds, base_included, beyond_a_dash, robust_without_attack),
+    *(over_parents, eight_against_two, first_generation),
+)
+
+
+def findings(notebook: str | None = None) -> list[Finding]:
+    """Return what the printed numbers say, for one notebook (by its stem) or all."""
+    made = [finding() for finding in FINDINGS]
+    return [finding for finding in made if notebook in (None, finding.notebook)]
+
+
+def _seconds(action: str) -> pd.DataFrame:
+    table = grid("mge.table3", columns=2).xs(action, axis=1, level=1)
+    return table[[str(count) for count in COUNTS]].set_axis(COUNTS, axis=1)
