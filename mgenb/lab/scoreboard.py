@@ -42,7 +42,7 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
         for name in (row["id"] for row in record.claims if row["verdict"] in JUDGED and row["id"] in frame.index):
             why = f"stale: {record.label}, {record.stale}"
             if frame.loc[name, "verdict"] not in JUDGED:
-                frame.loc[name, ["verdict", "why", "told"]] = STALE, why, f"{STALE} [{record.profile}]"
+                frame.loc[name, ["verdict", "why", "outcome"]] = STALE, why, f"{STALE} [{record.profile}]"
             else:  # of a lower profile, or another notebook
                 frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
     return frame
@@ -50,10 +50,10 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
     row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
-    row |= {"told": "not tested yet", "scale": "", "hardware": ""}
+    row |= {"outcome": "not tested yet", "scale": "", "hardware": ""}
     if verdict is None or record is None:
         return {**row, "why": NO_RECORD}
-    row["told"] = verdict.told
+    row["outcome"] = verdict.outcome
     if verdict.verdict not in JUDGED:
         return row
     scale, context = verdict.scale, record.context

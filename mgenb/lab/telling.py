@@ -28,7 +28,7 @@ def tokens(verdicts: Sequence[claims.Verdict]) -> Iterator[str]:
     untried = [verdict.claim for verdict in verdicts if verdict.reason == UNTRIED]
     for claim, count in _shared([verdict.claim for verdict in verdicts], untried):
         verdict = by_claim[claim.id]
-        yield verdict.token if count == 1 else f"{_table(claim)[0]}.* ({count} {claim.kind} claims): {verdict.told}"
+        yield verdict.token if count == 1 else f"{_table(claim)[0]}.* ({count} {claim.kind} claims): {verdict.outcome}"
 
 
 def table(of: Sequence[claims.Claim], verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:

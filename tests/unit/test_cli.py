@@ -307,7 +307,8 @@ def test_doctor_recognises_torch_and_torchvision_that_do_not_fit(call, monkeypat
     monkeypatch.setattr(doctor, "import_module", broken)
     code, out, _ = call("doctor")
     assert code == 1
-    assert "BROKEN: torchvision was built for another torch" in out
+    assert "BROKEN: torch and torchvision do not load" in out
+    assert "torchvision was built for another torch" in out
     assert "pip install" in out
 
 
