@@ -372,6 +372,21 @@ def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
     assert f"mge.fig6.high_worse_than_low: {verdict} {BY_HAND}" in capsys.readouterr().out.splitlines()
 
 
+def test_models_like_their_base_prove_nothing_until_they_differ(capsys):
+    run = start(**TINY)
+    run.bases(run.load())
+    claim = "mge.fig6.low_mid_harmless"
+    run.reading(claim, "flat", stats.mean([0.0, 0.1, 0.2]))
+    for differ, verdict, why in (
+        (False, "not tested", "generated models do not differ from the base"),
+        (True, "reproduced", ""),
+    ):
+        run.evidence(claim, stats.mean([0.0, 0.1, 0.2]), differ=differ)
+        (judged,) = [one for one in run.judged().verdicts if one.claim.id == claim]
+        assert judged.verdict == verdict == run.judged().readings[0]["verdict"]
+        assert judged.reason.startswith(why)
+
+
 def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
     run = start(**{**TINY, "floor": 99.9})
     run.bases(run.load())
