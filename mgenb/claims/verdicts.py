@@ -8,12 +8,12 @@ unfinished     not all that was planned has been measured: no verdict yet
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mgenb.claims.registry import NUMBER_KINDS, Claim, get
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError
 from mgenb.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
@@ -37,9 +37,6 @@ class Scale:
     dataset: str
     arch: str
     changed: str = ""
-
-    def __post_init__(self) -> None:
-        choose("profile", self.profile, PROFILES)
 
     def __str__(self) -> str:
         variant = "" if self.variant == "official" else self.variant
@@ -76,25 +73,11 @@ class Verdict:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
         return f"{self.claim.id}: {self.outcome}"
 
-    @property
-    def measured(self) -> str:
-        """The estimate with its 95 % interval and unit; "" where there is none."""
-        if self.estimate is None:
-            return ""
-        ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
-        return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
-
-    @property
-    def replicates(self) -> str:
-        """How many units of replication there are, as "5 seeds"; "" where there are none."""
-        return "" if self.estimate is None else f"{self.n} {self.unit}"
-
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""
         plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
-        numbers = {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
-        about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
-        return {**about, **plain, **numbers}
+        plain |= {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
+        return {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin, **plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
@@ -176,34 +159,26 @@ def judge(
     return list(verdicts.values())
 
 
-def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict with the best evidence: paper, cpu, quick; official data first; what was not judged last.
-
-    Of equal ones the first. There must be one.
-    """
-
-    def rank(verdict: Verdict) -> tuple[bool, int, bool]:
-        return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
-
-    return min(verdicts, key=rank)
+def rank(verdict: Verdict) -> tuple[bool, int, bool]:
+    """Return what orders verdicts, best evidence first: paper, cpu, quick; official data; what was not judged last."""
+    return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
 
-def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
-    m = len(family)
+def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterator[Verdict]:
     p = [p_value(get(name), estimate) for name, estimate in family.items()]
-    adjusted = holm(p)
-    passed = int((adjusted <= ALPHA).sum())
-    for (name, estimate), p_own, p_adjusted in zip(family.items(), p, adjusted, strict=True):
-        decided = bool(p_adjusted <= ALPHA)
+    passed = holm(p) <= ALPHA
+    for (name, estimate), p_own, decided in zip(family.items(), p, passed, strict=True):
         # A comparison can turn from "above 0" to "below the margin" as its interval shrinks. So it is
         # read at the family's strictest level, or at the first level that decides it.
-        alpha = max(p_own, ALPHA / m) if decided else ALPHA / (m - passed)
-        yield _verdict(get(name), estimate, scales[name], p_own, 1 - alpha, decided)
+        alpha = max(p_own, ALPHA / len(p)) if decided else ALPHA / (len(p) - int(passed.sum()))
+        claim, interval = get(name), estimate.interval(1 - alpha)
+        verdict = decide(claim, interval) if decided else "inconclusive"
+        why = _why(claim, verdict, scales[name], estimate, interval)
+        low, high = estimate.interval(0.95)
+        yield Verdict(claim, verdict, scales[name], why, estimate.estimate, low, high, estimate.n, estimate.unit, p_own)
 
 
-def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool) -> Verdict:
-    interval = estimate.interval(level)
-    verdict = decide(claim, interval) if decided else "inconclusive"
+def _why(claim: Claim, verdict: str, scale: Scale, estimate: Estimate, interval: Interval) -> str:
     notes = []
     if verdict == "inconclusive":
         notes.append(_what_it_takes(claim, estimate, interval))
@@ -211,27 +186,22 @@ def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: fl
         notes.append("a disadvantage" if interval[1] < 0 else "no relevant advantage")
     if not _at_paper_scale(claim, scale):
         notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
-    low, high = estimate.interval(0.95)
-    return Verdict(claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p)
+    return "; ".join(notes)
 
 
 def _obstacle(claim: Claim, scale: Scale) -> str:
     """Say why the claim cannot be judged at this scale; "" when it can."""
-    if claim.kind == "setting":
-        return "a setting of the paper's experiments is not judged"
-    if claim.kind in NUMBER_KINDS:
-        if not claim.transcribed or claim.paper_value is None:
-            return "the paper's number is not transcribed"
-        if not _at_paper_scale(claim, scale):
-            return f"needs the paper's own scale: {_about(claim)}, profile paper"
-    return ""
+    if claim.kind not in NUMBER_KINDS:
+        return ""
+    if not claim.transcribed or claim.paper_value is None:
+        return "the paper's number is not transcribed"
+    return "" if _at_paper_scale(claim, scale) else f"needs the paper's own scale: {_about(claim)}, profile paper"
 
 
 def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
     """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
-    wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
-    whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
-    return claim.counted or (whole and all(paper in ("any", ours) for paper, ours in wanted))
+    same = all(claim.scale.get(key) in ("any", getattr(scale, key)) for key in ("dataset", "arch"))
+    return claim.counted or (same and scale.profile == "paper" and scale.variant in WHOLE and not scale.changed)
 
 
 def _about(claim: Claim) -> str:

@@ -16,17 +16,14 @@ def findings() -> Iterator[Finding]:
     """Yield (fine, line) for everything that is looked at; what is missing but not needed is fine."""
     yield True, f"python {platform.python_version()}"
     yield from libraries()
-    torch_works, line = torch_pair()
-    yield torch_works, line
-    if torch_works:
+    yield (pair := torch_pair())
+    if pair[0]:  # without it nothing else can be looked at
         from mgenb import devices
         from mgenb.lab.experiment import machine
 
         yield True, "device {device}, {cores} cores".format(**machine(devices.device("auto")))
         yield from datasets()
         yield cache()
-    else:
-        yield True, "device, data and cache are looked at once torch works"
 
 
 def libraries() -> Iterator[Finding]:
@@ -67,7 +64,7 @@ def datasets() -> Iterator[Finding]:
     if folder and not Path(folder).expanduser().is_dir():
         yield False, f"MGENB_DATA names {folder}, which is not a folder: correct it or unset it"
         return
-    yield True, f"MGENB_DATA {folder or 'is not set'}; of samples the cpu and paper profiles download the rest"
+    yield True, f"MGENB_DATA {folder or 'is not set'} (of samples, the cpu and paper profiles download the rest)"
     for name in data.NAMES:
         try:
             yield True, f"data {name}: {sources.find(name, 'auto', None, False).source}"

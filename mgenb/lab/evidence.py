@@ -85,11 +85,10 @@ def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Pla
     judged = [claim for claim in family if claim.kind != "setting"]
     measured = {claim.id: evidence.measured[claim.id] for claim in judged if claim.id in evidence.measured}
     blocked = {claim.id: _blocked(claim, evidence, bases) for claim in judged}
-    tried = {*measured, *evidence.untested}
     verdicts = claims.judge(
         {name: found.estimate for name, found in measured.items()},
         {claim.id: _scale(claim, measured.get(claim.id), bases) for claim in judged},
-        {name: reason if name in tried else telling.UNTRIED for name, reason in blocked.items()},
+        {name: why if name in (*measured, *evidence.untested) else telling.UNTRIED for name, why in blocked.items()},
         evidence.unfinished,
     )
     otherwise = claims.UNFINISHED if evidence.unfinished else ""

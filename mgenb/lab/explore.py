@@ -1,11 +1,8 @@
 """The explorer of notebook 01: zero part of one layer's band; see spectrum, weights and accuracy at once."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ipywidgets as widgets
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,9 +20,7 @@ POINTS = 3000
 ROLES = {"train": "training", "val": "validation"}
 
 
-def frame(
-    net: nn.Module, split: Split, layer: str, transform: str, band: str, share: float, *, seed: int = 0
-) -> Figure:
+def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, share: float) -> Figure:
     """Return the figure for one choice: random coefficients of one layer's `band` set to zero.
 
     `share` is of the smallest band's size, in (0, 1]. pyplot does not know the figure, so nothing has to be closed.
@@ -38,45 +33,33 @@ def frame(
     state = net.state_dict()
     old = state[choose("layer", layer, frequency.weight_names(state))]
     count = round(share * frequency.smallest_band(old.shape, choose("transform", transform, frequency.TRANSFORMS)))
-    seed = seeds.derive(seed, "explore", layer, transform)
+    seed = seeds.derive(0, "explore", layer, transform)
     weights = {"base": old}
     for name in frequency.BANDS:
         weights[name] = frequency.zero_band(old, name, count, transform=transform, seed=seed)
     new = weights[choose("band", band, frequency.BANDS)]
     right = {name: population.correct(net, split, {**state, layer: weight}) for name, weight in weights.items()}
-    with mpl.rc_context(figures.STYLE):
-        fig = Figure(figsize=(11, 3.6))
-        axes = fig.subplots(1, 3)
-        _draw_spectrum(axes[0], old, new, transform, band)
-        _draw_weights(axes[1], old, new, band)
-        _draw_accuracy(axes[2], right, band)
-        axes[2].set_xlabel(f"right of {len(split):,} {ROLES[split.role]} images (%)")
-        what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
-        fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
+    fig = Figure(figsize=(11, 3.6))
+    axes = fig.subplots(1, 3)
+    _draw_spectrum(axes[0], old, new, transform, band)
+    _draw_weights(axes[1], old, new, band)
+    _draw_accuracy(axes[2], right, band)
+    axes[2].set_xlabel(f"right of {len(split):,} {ROLES[split.role]} images (%)")
+    what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
+    fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
     return fig
 
 
-def widget(
-    net: nn.Module, split: Split, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0), seed: int = 0
-) -> widgets.VBox:
-    """Return controls, and below them the `frame` that they choose."""
-    controls = {
-        "layer": widgets.Dropdown(options=[(_short(n), n) for n in frequency.weight_names(net.state_dict())]),
-        "transform": widgets.Dropdown(options=frequency.TRANSFORMS),
-        "band": widgets.Dropdown(options=frequency.BANDS),
-        "share": widgets.SelectionSlider(options=[(f"{100 * s:g} %", s) for s in shares], continuous_update=False),
-    }
-    for name, control in controls.items():
-        control.description = name
-    image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-
-    def show(**choice: Any) -> None:
-        buffer = io.BytesIO()
-        frame(net, split, **choice, seed=seed).savefig(buffer, format="png", dpi=100)
-        image.value = buffer.getvalue()
-
-    errors = widgets.interactive_output(show, controls)
-    return widgets.VBox([widgets.HBox(list(controls.values())), image, errors])
+def widget(net: nn.Module, split: Split, shares: Sequence[float]) -> widgets.interactive:
+    """Return menus, and below them the `frame` that they choose."""
+    return widgets.interactive(
+        lambda **choice: frame(net, split, **choice),
+        {"auto_display": True},
+        layer=[(_short(name), name) for name in frequency.weight_names(net.state_dict())],
+        transform=list(frequency.TRANSFORMS),
+        band=list(frequency.BANDS),
+        share=[(f"{100 * share:g} %", share) for share in shares],
+    )
 
 
 def _short(layer: str) -> str:
@@ -110,15 +93,9 @@ def _draw_weights(ax: Axes, old: torch.Tensor, new: torch.Tensor, band: str) -> 
 
 
 def _draw_accuracy(ax: Axes, right: Mapping[str, torch.Tensor], band: str) -> None:
-    labels = []
-    for place, (name, hits) in enumerate(right.items()):
-        measured = stats.proportion(int(hits.sum()), len(hits)).times(100)
-        alpha = 1.0 if name in ("base", band) else 0.3
-        ax.barh(place, measured.estimate, color=figures.colour(name), alpha=alpha)
-        for hue, width in (("white", 5.0), (figures.TEXT, 2.0)):
-            ax.plot(measured.interval(), [place, place], color=hue, linewidth=width, solid_capstyle="butt")
-        labels.append(f"{'unchanged' if name == 'base' else name}\n{measured.estimate:.1f} %")
-    ax.axvline(100 * right["base"].double().mean().item(), color=figures.MUTED, linestyle=":", linewidth=1)
-    ax.set_yticks(range(len(labels)), labels)
+    measured = {name: stats.proportion(int(hits.sum()), len(hits)).times(100) for name, hits in right.items()}
+    looks = {f"{'unchanged' if name == 'base' else name}\n{e.estimate:.1f} %": name for name, e in measured.items()}
+    figures.forest(ax, {label: measured[name] for label, name in looks.items()}, looks)
+    ax.axvline(measured["base"].estimate, color=figures.MUTED, linestyle=":", linewidth=1)
     ax.get_yticklabels()[list(right).index(band)].set_fontweight("bold")
-    ax.set(xlim=(0, 100), ylim=(len(labels) - 0.5, -0.5), title="accuracy, with 95 % interval")
+    ax.set(xlim=(0, 100), title="accuracy, with 95 % interval")

@@ -26,7 +26,7 @@ from mgenb import claims, data, mega, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge, nothing_to_judge
-from mgenb.lab.networks import Network
+from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record
 from mgenb.measure import population
 from mgenb.mge import evolve

@@ -44,12 +44,14 @@ def table(of: Sequence[claims.Claim], verdicts: Sequence[claims.Verdict]) -> pd.
 
 def row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, str]:
     """Return what the paper says beside what was measured; None: nothing was judged."""
-    paper = {"claim": claim.id, "where": claim.where, "says": claim.origin, "statement": claim.statement}
-    paper["paper value"] = claim.printed_value
+    row = {"claim": claim.id, "where": claim.where, "says": claim.origin, "statement": claim.statement}
+    row |= {"paper value": claim.printed_value, "measured": "", "n": ""}
     if verdict is None:
-        return {**paper, "measured": "", "n": "", "verdict": claims.NOT_TESTED, "why": "a setting is not judged"}
-    measured = {"measured": verdict.measured, "n": verdict.replicates}
-    return {**paper, **measured, "verdict": verdict.verdict, "why": verdict.reason}
+        return {**row, "verdict": claims.NOT_TESTED, "why": "a setting is not judged"}
+    if verdict.estimate is not None:
+        ends = ", ".join("?" if end is None else f"{end:.2f}" for end in (verdict.low, verdict.high))
+        row |= {"measured": f"{verdict.estimate:.2f} [{ends}] {claim.unit}", "n": f"{verdict.n} {verdict.unit}"}
+    return {**row, "verdict": verdict.verdict, "why": verdict.reason}
 
 
 def _table(claim: claims.Claim) -> tuple[str, str]:

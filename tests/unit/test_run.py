@@ -106,8 +106,8 @@ def test_values_take_the_type_that_is_due(given, taken):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"shares": 0.5}, "no parameter 'shares'; did you mean 'share'"),
-        ({"networks_file": "mine.toml"}, "no parameter 'networks_file'"),
+        ({"shares": 0.5}, "unknown parameter of 01_frequency_sensitivity: 'shares'; did you mean 'share'"),
+        ({"networks_file": "mine.toml"}, "unknown parameter of 01_frequency_sensitivity: 'networks_file'"),
         ({"share": "much"}, "share is 'much'; right is a number from 0 to 1"),
         ({"share": 1.5}, "share is 1.5; right is a number from 0 to 1"),
         ({"share": "nan"}, "share is 'nan'"),
