@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -85,19 +84,17 @@ def load(paper: str | None = None) -> tuple[Claim, ...]:
 def parse(paper: str, text: str) -> tuple[Claim, ...]:
     """Return the claims of a registry file's text. Raises MgenbError, naming the entry, where it is wrong."""
     data = tomllib.loads(text)
-    entries = list(data.get("claim", []))
-    for table in data.get("table", []):
-        entries += _expand(table, data.get("names", {}))
-    claims = tuple(_claim(paper, entry) for entry in entries)
-    for claim_id, count in Counter(claim.id for claim in claims).items():
-        if count > 1:
-            raise MgenbError(f"claim {claim_id!r} stands twice in the registry")
+    cells = (_expand(table, data.get("names", {})) for table in data.get("table", []))
+    claims = tuple(_claim(paper, entry) for entry in itertools.chain(data.get("claim", []), *cells))
+    ids = [claim.id for claim in claims]
+    if twice := next((name for name in ids if ids.count(name) > 1), None):
+        raise MgenbError(f"claim {twice!r} stands twice in the registry")
     return claims
 
 
 def get(claim_id: str) -> Claim:
     """Return the claim with this id; an unknown id raises MgenbError with the nearest known one."""
-    claims = _by_id()
+    claims = {claim.id: claim for claim in load()}
     if claim_id not in claims:
         raise MgenbError(f"unknown claim {claim_id!r}{nearest(claim_id, claims)}")
     return claims[claim_id]
@@ -106,32 +103,23 @@ def get(claim_id: str) -> Claim:
 def registry_hash(notebook: str) -> str:
     """Return 16 hexadecimal digits that change with whatever decides a verdict on a claim of the notebook."""
     deciding = ("id", "kind", "margin", "paper_value", "direction", "transcribed", "scale")
-    rows = [{name: getattr(claim, name) for name in deciding} for claim in load() if claim.notebook == notebook]
-    rows.sort(key=lambda row: str(row["id"]))
+    judged = sorted((claim for claim in load() if claim.notebook == notebook), key=lambda claim: claim.id)
+    rows = [{name: getattr(claim, name) for name in deciding} for claim in judged]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def _by_id() -> dict[str, Claim]:
-    return {claim.id: claim for claim in load()}
 
 
 def _expand(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield one entry for each cell of a grid, ids `<table id>.<axis value>.<axis value>...`."""
-    axes: dict[str, list[Any]] = table["axes"]
     cells = dict(table.get("cells", {}))
     common = {key: value for key, value in table.items() if key not in ("axes", "cells")}
-    for values in itertools.product(*axes.values()):
-        place = dict(zip(axes, values, strict=True))
-        key = ".".join(str(value) for value in values)
+    for values in itertools.product(*table["axes"].values()):
+        place = dict(zip(table["axes"], values, strict=True))
+        key = ".".join(map(str, values))
         cell = cells.pop(key, {})
-        if not isinstance(cell, dict):
-            cell = {"paper_value": cell}
+        entry = {**common, **(cell if isinstance(cell, dict) else {"paper_value": cell}), "id": f"{table['id']}.{key}"}
         shown = {axis: names.get(str(value), value) for axis, value in place.items()}
-        about = {axis: value for axis, value in place.items() if axis in SCALE_KEYS}
-        entry = {**common, **cell, "id": f"{table['id']}.{key}"}
         entry["statement"] = table["statement"].format(**shown)
-        entry["scale"] = {**table.get("scale", {}), **about}
+        entry["scale"] = table.get("scale", {}) | {axis: place[axis] for axis in SCALE_KEYS if axis in place}
         yield entry
     if cells:
         raise MgenbError(f"table {table['id']!r} has no place for the cells {', '.join(cells)}")
@@ -153,6 +141,5 @@ def _claim(paper: str, entry: Mapping[str, Any]) -> Claim:
     transcribed = entry.get("transcribed", has_number or kind not in (*NUMBER_KINDS, "setting"))
     if transcribed and not has_number and kind in NUMBER_KINDS:
         raise MgenbError(f"claim {name!r}: a {kind} without paper_value is not transcribed")
-    scale = dict(entry.get("scale", {}))
     numbers = {key: float(entry[key]) for key in ("margin", "paper_value") if key in entry}
-    return Claim(**{**entry, **numbers, "paper": paper, "scale": scale, "transcribed": transcribed})
+    return Claim(**{**entry, **numbers, "paper": paper, "transcribed": transcribed})

@@ -8,12 +8,12 @@ unfinished     not all that was planned has been measured: no verdict yet
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mgenb.claims.registry import NUMBER_KINDS, Claim, get
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError
 from mgenb.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
@@ -37,9 +37,6 @@ class Scale:
     dataset: str
     arch: str
     changed: str = ""
-
-    def __post_init__(self) -> None:
-        choose("profile", self.profile, PROFILES)
 
     def __str__(self) -> str:
         variant = "" if self.variant == "official" else self.variant
@@ -66,7 +63,7 @@ class Verdict:
     p: float | None = None
 
     @property
-    def told(self) -> str:
+    def outcome(self) -> str:
         """The verdict with its scale: `verdict [scale]`; with how far it is where it is unfinished."""
         progress = f", {self.reason}" if self.verdict == UNFINISHED else ""
         return f"{self.verdict}{progress} [{self.scale}]"
@@ -74,27 +71,13 @@ class Verdict:
     @property
     def token(self) -> str:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
-        return f"{self.claim.id}: {self.told}"
-
-    @property
-    def measured(self) -> str:
-        """The estimate with its 95 % interval and unit; "" where there is none."""
-        if self.estimate is None:
-            return ""
-        ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
-        return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
-
-    @property
-    def replicates(self) -> str:
-        """How many units of replication there are, as "5 seeds"; "" where there are none."""
-        return "" if self.estimate is None else f"{self.n} {self.unit}"
+        return f"{self.claim.id}: {self.outcome}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON data: numbers are finite or None."""
         plain = {name: getattr(self, name) for name in ("verdict", "token", "n", "unit", "reason")}
-        numbers = {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
-        about = {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin}
-        return {**about, **plain, **numbers}
+        plain |= {name: finite(getattr(self, name)) for name in ("estimate", "low", "high", "p")}
+        return {"id": self.claim.id, "scale": asdict(self.scale), "margin": self.claim.margin, **plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Verdict":
@@ -105,22 +88,30 @@ class Verdict:
 
 def decide(claim: Claim, interval: Interval) -> str:
     """Return "reproduced", "contradicted" or "inconclusive" for an interval in the claim's unit."""
-    low, high = interval
-    if claim.kind in ("comparison", "trend", "existence"):
-        # In this order: an advantage that is real but too small to matter does not reproduce the claim.
-        contradicted, reproduced = high < claim.margin, low > (claim.margin if claim.kind == "existence" else 0)
-    elif claim.kind == "bound":
-        bound = _paper_value(claim)
-        contradicted, reproduced = low > bound, high <= bound
-        if claim.direction == "above":
-            contradicted, reproduced = high < bound, low >= bound
-    elif claim.kind in ("value", "ratio", "equivalence"):
-        centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
-        least, most = centre - claim.margin, centre + claim.margin
-        contradicted, reproduced = high < least or low > most, least <= low and high <= most
-    else:
-        raise MgenbError(f"claim {claim.id!r} is a {claim.kind}; it is not judged")
-    return "contradicted" if contradicted else "reproduced" if reproduced else "inconclusive"
+    (low, high), (least, most, too_low) = interval, _ranges(claim)
+    # In this order: an advantage that is real but too small to matter does not reproduce the claim.
+    if high < too_low or low > most:
+        return "contradicted"
+    one_sided = claim.kind in ("comparison", "trend", "existence")
+    supported = low > least if one_sided else least <= low and high <= most
+    return "reproduced" if supported else "inconclusive"
+
+
+def _ranges(claim: Claim) -> tuple[float, float, float]:
+    """Return the range that an interval must lie in to reproduce the claim, and the value below which it contradicts.
+
+    An interval above the range contradicts as well.
+    """
+    if claim.kind in ("comparison", "trend"):
+        return 0.0, math.inf, claim.margin
+    if claim.kind == "existence":
+        return claim.margin, math.inf, claim.margin
+    centre = 0.0 if claim.kind == "equivalence" else claim.paper_value
+    if centre is None or claim.kind == "setting":
+        raise MgenbError(f"claim {claim.id!r} is not judged: it is a setting, or its number is not transcribed")
+    if claim.kind == "bound":
+        return (-math.inf, centre, -math.inf) if claim.direction == "below" else (centre, math.inf, centre)
+    return centre - claim.margin, centre + claim.margin, centre - claim.margin
 
 
 def p_value(claim: Claim, estimate: Estimate) -> float:
@@ -143,67 +134,51 @@ def judge(
     evidence: Mapping[str, Estimate],
     scale: Scale | Mapping[str, Scale],
     blocked: Mapping[str, str] | None = None,
-    differ: Mapping[str, bool] | None = None,
     unfinished: str = "",
 ) -> list[Verdict]:
-    """Return a verdict for each claim of a family (the claims of one notebook), in the order given.
+    """Return a verdict for each claim of a family (the claims of one notebook), in the order of `blocked`, `evidence`.
 
     `evidence` maps claim ids to estimates in the claim's unit. `scale` is what was run, one for all or one
     for each id. `blocked` maps ids to the reason why they cannot be tested (a base model below its accuracy
-    floor). `differ` says, for an equivalence of generated and trained models, whether the generated ones
-    differ from their base at all. `unfinished` says, as "7 of 12 parts", how much of the plan has been measured where
+    floor), "" where there is none. `unfinished` says, as "7 of 12 parts", how much of the plan has been measured where
     that is not all: then what could be tested is *unfinished*, whatever the evidence.
 
     Holm's step-down over the claims that can be tested, false-verdict rate at most 5 % for the family: the
     k-th smallest p of m is held against 0.05 / (m - k + 1), and once one fails, it and the rest are
     inconclusive.
     """
-    blocked, differ = blocked or {}, differ or {}
-    claims = {name: get(name) for name in {**evidence, **blocked}}
+    claims = {name: get(name) for name in {**(blocked or {}), **evidence}}
     scales = {name: scale if isinstance(scale, Scale) else scale[name] for name in claims}
-    alike = {name: "generated models do not differ from the base" for name, really in differ.items() if not really}
-    reasons = {
-        name: blocked.get(name) or _obstacle(claim, scales[name]) or alike.get(name, "")
-        for name, claim in claims.items()
-    }
+    reasons = {name: (blocked or {}).get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
+    verdicts = {name: Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()}
     family = {name: estimate for name, estimate in evidence.items() if not reasons[name]}
     if unfinished:
-        tested = {name: Verdict(get(name), UNFINISHED, scales[name], unfinished) for name in family}
+        verdicts |= {name: Verdict(get(name), UNFINISHED, scales[name], unfinished) for name in family}
     else:
-        tested = {v.claim.id: v for v in _family_verdicts(family, scales)}
-    return [
-        tested.get(name) or Verdict(claim, NOT_TESTED, scales[name], reasons[name]) for name, claim in claims.items()
-    ]
+        verdicts |= {verdict.claim.id: verdict for verdict in _family_verdicts(family, scales)}
+    return list(verdicts.values())
 
 
-def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict with the best evidence: paper, cpu, quick; official data first; what was not judged last."""
-
-    def rank(verdict: Verdict) -> tuple[bool, int, bool]:
-        return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
-
-    first = min(verdicts, key=rank, default=None)
-    if first is None:
-        raise MgenbError("there is no verdict to choose from")
-    return first
+def rank(verdict: Verdict) -> tuple[bool, int, bool]:
+    """Return what orders verdicts, best evidence first: paper, cpu, quick; official data; what was not judged last."""
+    return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
 
-def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterable[Verdict]:
-    m = len(family)
+def _family_verdicts(family: Mapping[str, Estimate], scales: Mapping[str, Scale]) -> Iterator[Verdict]:
     p = [p_value(get(name), estimate) for name, estimate in family.items()]
-    adjusted = holm(p)
-    passed = int((adjusted <= ALPHA).sum())
-    for (name, estimate), p_own, p_adjusted in zip(family.items(), p, adjusted, strict=True):
-        decided = bool(p_adjusted <= ALPHA)
+    passed = holm(p) <= ALPHA
+    for (name, estimate), p_own, decided in zip(family.items(), p, passed, strict=True):
         # A comparison can turn from "above 0" to "below the margin" as its interval shrinks. So it is
         # read at the family's strictest level, or at the first level that decides it.
-        alpha = max(p_own, ALPHA / m) if decided else ALPHA / (m - passed)
-        yield _verdict(get(name), estimate, scales[name], p_own, 1 - alpha, decided)
+        alpha = max(p_own, ALPHA / len(p)) if decided else ALPHA / (len(p) - int(passed.sum()))
+        claim, interval = get(name), estimate.interval(1 - alpha)
+        verdict = decide(claim, interval) if decided else "inconclusive"
+        why = _why(claim, verdict, scales[name], estimate, interval)
+        low, high = estimate.interval(0.95)
+        yield Verdict(claim, verdict, scales[name], why, estimate.estimate, low, high, estimate.n, estimate.unit, p_own)
 
 
-def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: float, decided: bool) -> Verdict:
-    interval = estimate.interval(level)
-    verdict = decide(claim, interval) if decided else "inconclusive"
+def _why(claim: Claim, verdict: str, scale: Scale, estimate: Estimate, interval: Interval) -> str:
     notes = []
     if verdict == "inconclusive":
         notes.append(_what_it_takes(claim, estimate, interval))
@@ -211,27 +186,22 @@ def _verdict(claim: Claim, estimate: Estimate, scale: Scale, p: float, level: fl
         notes.append("a disadvantage" if interval[1] < 0 else "no relevant advantage")
     if not _at_paper_scale(claim, scale):
         notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
-    low, high = estimate.interval(0.95)
-    return Verdict(claim, verdict, scale, "; ".join(notes), estimate.estimate, low, high, estimate.n, estimate.unit, p)
+    return "; ".join(notes)
 
 
 def _obstacle(claim: Claim, scale: Scale) -> str:
     """Say why the claim cannot be judged at this scale; "" when it can."""
-    if claim.kind == "setting":
-        return "a setting of the paper's experiments is not judged"
-    if claim.kind in NUMBER_KINDS:
-        if not claim.transcribed or claim.paper_value is None:
-            return "the paper's number is not transcribed"
-        if not _at_paper_scale(claim, scale):
-            return f"needs the paper's own scale: {_about(claim)}, profile paper"
-    return ""
+    if claim.kind not in NUMBER_KINDS:
+        return ""
+    if not claim.transcribed or claim.paper_value is None:
+        return "the paper's number is not transcribed"
+    return "" if _at_paper_scale(claim, scale) else f"needs the paper's own scale: {_about(claim)}, profile paper"
 
 
 def _at_paper_scale(claim: Claim, scale: Scale) -> bool:
     """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
-    wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
-    whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
-    return claim.counted or (whole and all(paper in ("any", ours) for paper, ours in wanted))
+    same = all(claim.scale.get(key) in ("any", getattr(scale, key)) for key in ("dataset", "arch"))
+    return claim.counted or (same and scale.profile == "paper" and scale.variant in WHOLE and not scale.changed)
 
 
 def _about(claim: Claim) -> str:
@@ -245,24 +215,14 @@ def _what_it_takes(claim: Claim, estimate: Estimate, interval: Interval) -> str:
     if not math.isfinite(half):
         return f"{estimate.n} {estimate.unit} give no interval; more are needed"
     smallest = half if claim.kind in ("comparison", "trend", "bound") else half + claim.margin
-    told = f"could have seen an effect of {smallest:.2g} {claim.unit}".rstrip()
-    reach = _reach(claim, estimate.estimate)
-    if reach <= 0:
-        return f"{told}; the estimate lies on the boundary, which more {estimate.unit} may not leave"
-    needed = max(_round_up(estimate.n * (half / reach) ** 2), estimate.n + 1)
-    return f"{told}; about {needed} {estimate.unit} would decide it"
-
-
-def _reach(claim: Claim, value: float) -> float:
-    """Return the widest half-width at which an interval around `value` still decides the claim."""
-    if claim.kind in ("comparison", "trend"):
-        return max(value, claim.margin - value)
-    if claim.kind == "existence":
-        return abs(value - claim.margin)
-    if claim.kind == "bound":
-        return abs(value - _paper_value(claim))
-    centre = 0.0 if claim.kind == "equivalence" else _paper_value(claim)
-    return abs(claim.margin - abs(value - centre))
+    seen = f"could have seen an effect of {smallest:.2g} {claim.unit}".rstrip()
+    least, most, too_low = _ranges(claim)
+    value = estimate.estimate
+    widest = max(min(value - least, most - value), too_low - value, value - most)  # half an interval that decides
+    if widest <= 0:
+        return f"{seen}; the estimate lies on the boundary, which more {estimate.unit} may not leave"
+    needed = max(_round_up(estimate.n * (half / widest) ** 2), estimate.n + 1)
+    return f"{seen}; about {needed} {estimate.unit} would decide it"
 
 
 def _round_up(number: float) -> int:
@@ -273,12 +233,6 @@ def _round_up(number: float) -> int:
 
 def _decided(claim: Claim, estimate: Estimate, alpha: float) -> bool:
     return decide(claim, estimate.interval(1 - alpha)) != "inconclusive"
-
-
-def _paper_value(claim: Claim) -> float:
-    if claim.paper_value is None:
-        raise MgenbError(f"claim {claim.id!r} has no paper value: not transcribed")
-    return claim.paper_value
 
 
 def finite(number: float | None) -> float | None:
