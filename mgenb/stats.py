@@ -73,7 +73,18 @@ def mean(values: ArrayLike, unit: str = "seeds") -> Estimate:
     """
     x = _numbers("values", values)
     centre = float(x.mean())
-    return Estimate(centre, x.size, unit, "t interval", _t_bounds(x))
+    error = float(x.std(ddof=1)) / math.sqrt(x.size) if np.ptp(x) > 0 else 0.0
+
+    def bounds(level: float) -> Interval:
+        if x.size < MIN_SEEDS:
+            return NO_INTERVAL
+        if error == 0:
+            return float(x[0]), float(x[0])  # the mean of equal numbers may differ from them in the last bit
+        # stdtrit is what scipy.stats.t.ppf calls, without its overhead: verdicts ask for many levels.
+        half = -float(scipy.special.stdtrit(x.size - 1, (1 - level) / 2)) * error
+        return centre - half, centre + half
+
+    return Estimate(centre, x.size, unit, "t interval", bounds)
 
 
 def paired(a: ArrayLike, b: ArrayLike, unit: str = "seeds") -> Estimate:
@@ -90,10 +101,8 @@ def clustered(values: ArrayLike, clusters: Sequence[object], unit: str = "base m
     x = _numbers("values", values)
     if len(clusters) != x.size:
         raise MgenbError(f"{x.size} values with {len(clusters)} cluster labels; give one label for each value")
-    groups: dict[object, list[float]] = {}
-    for label, value in zip(clusters, x, strict=True):
-        groups.setdefault(label, []).append(float(value))
-    means = [float(np.mean(group)) for group in groups.values()]
+    groups = {label: x[[other == label for other in clusters]] for label in dict.fromkeys(clusters)}
+    means = [group.mean() for group in groups.values()]
     return replace(mean(means, unit), method="t interval over cluster means")
 
 
@@ -105,15 +114,13 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str = "seeds") -
     x, y = _pairs(numerators, denominators)
     if min(x.min(), y.min()) <= 0:
         raise MgenbError("a ratio needs numerators and denominators above 0")
-    logs = np.log(x / y)
-    log_bounds = _t_bounds(logs)
+    logs = mean(np.log(x / y), unit)
 
-    def bounds(level: float) -> Interval:
+    def ends(low: float, high: float) -> Interval:
         with np.errstate(over="ignore"):  # at strict levels of few values the end is infinite
-            low, high = np.exp(log_bounds(level))
-        return low, high
+            return np.exp(low), np.exp(high)
 
-    return Estimate(math.exp(logs.mean()), x.size, unit, "t interval on log ratios", bounds)
+    return replace(logs._changed(math.exp(logs.estimate), ends), method="t interval on log ratios")
 
 
 def largest(estimates: Sequence[Estimate], of: int) -> Estimate:
@@ -125,12 +132,12 @@ def largest(estimates: Sequence[Estimate], of: int) -> Estimate:
     """
     if not estimates:
         raise MgenbError("there is no estimate to take the largest of")
-    top = max(estimates, key=lambda one: one.estimate)
+    top = max(estimates, key=lambda known: known.estimate)
 
     def bounds(level: float) -> Interval:
         strict = 1 - (1 - level) / len(estimates)
-        low = max(one.bounds(strict)[0] for one in estimates)
-        return low, max(one.bounds(level)[1] for one in estimates) if len(estimates) >= of else math.inf
+        low = max(known.bounds(strict)[0] for known in estimates)
+        return low, max(known.bounds(level)[1] for known in estimates) if len(estimates) >= of else math.inf
 
     return replace(top, method=f"largest of {of}, {len(estimates)} known, {top.method}", bounds=bounds)
 
@@ -140,12 +147,7 @@ def proportion(k: int, n: int, unit: str = "images") -> Estimate:
     if not (n > 0 and 0 <= k <= n):
         raise MgenbError(f"{k} of {n} is not a proportion")
     test = scipy.stats.binomtest(int(k), int(n))
-
-    def bounds(level: float) -> Interval:
-        interval = test.proportion_ci(level, method="wilson")
-        return interval.low, interval.high
-
-    return Estimate(k / n, int(n), unit, "Wilson interval", bounds)
+    return Estimate(k / n, int(n), unit, "Wilson interval", lambda level: test.proportion_ci(level, method="wilson"))
 
 
 def paired_images(correct_a: ArrayLike, correct_b: ArrayLike) -> Estimate:
@@ -162,11 +164,7 @@ def paired_images(correct_a: ArrayLike, correct_b: ArrayLike) -> Estimate:
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     centre = share_a - share_b
     error = math.sqrt((share_a + share_b - centre**2) / (n + 2))
-
-    def bounds(level: float) -> Interval:
-        half = _z(level) * error
-        return 100 * max(centre - half, -1.0), 100 * min(centre + half, 1.0)
-
+    bounds = _normal(centre, error, lambda share: 100 * min(max(share, -1.0), 1.0))
     return Estimate(100 * (only_a - only_b) / n, n, "images", "Bonett-Price paired interval", bounds)
 
 
@@ -186,28 +184,23 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, unit: str = "points") -> Estima
     limit = 1 - 6 / (n**3 - n)
     z = math.atanh(min(max(r, -limit), limit))
     error = math.sqrt((1 + r**2 / 2) / (n - 3))
-
-    def bounds(level: float) -> Interval:
-        half = _z(level) * error
-        return math.tanh(z - half), math.tanh(z + half)
-
-    return Estimate(r, n, unit, "Fisher z interval", bounds)
+    return Estimate(r, n, unit, "Fisher z interval", _normal(z, error, math.tanh))
 
 
-def surge(values: ArrayLike, bins: int = 100) -> float:
+def surge(values: ArrayLike) -> float:
     """Return the p-value of a surge: one narrow bin that holds more values than its neighbours tell.
 
-    The central 99 % of `values` is cut into `bins`. Where the density is locally straight, a bin's count
+    The central 99 % of `values` is cut into 100 bins. Where the density is locally straight, a bin's count
     given the sum of it and its four neighbours is binomial with 1/5; the smallest tail is multiplied by the
     number of bins tested (Bonferroni), so the p-value is conservative. Raises MgenbError below 50 values.
     """
     x = _numbers("values", values)
-    if x.size < 50 or bins < 5:
-        raise MgenbError(f"a surge needs at least 50 values and 5 bins, not {x.size} and {bins}")
+    if x.size < 50:
+        raise MgenbError(f"a surge needs at least 50 values, not {x.size}")
     low, high = np.quantile(x, [0.005, 0.995])
     if low == high:
         return 0.0
-    counts = np.histogram(x, bins=bins, range=(low, high))[0]
+    counts = np.histogram(x, bins=100, range=(low, high))[0]
     five = np.convolve(counts, np.ones(5, dtype=np.int64), "valid")
     tails = scipy.stats.binom.sf(counts[2:-2] - 1, five, 1 / 5)
     return float(min(1.0, tails.min() * len(five)))
@@ -231,24 +224,14 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def _t_bounds(x: NDArray[np.float64]) -> Callable[[float], Interval]:
-    if x.size < MIN_SEEDS:
-        return lambda level: NO_INTERVAL
-    if np.ptp(x) == 0:
-        return lambda level: (float(x[0]), float(x[0]))
-    centre = float(x.mean())
-    error = float(x.std(ddof=1)) / math.sqrt(x.size)
+def _normal(centre: float, error: float, back: Callable[[float], float]) -> Callable[[float], Interval]:
+    """Return normal intervals around `centre`, with `back` applied to their ends."""
 
     def bounds(level: float) -> Interval:
-        # stdtrit is what scipy.stats.t.ppf calls, without its overhead: verdicts ask for many levels.
-        half = -float(scipy.special.stdtrit(x.size - 1, (1 - level) / 2)) * error
-        return centre - half, centre + half
+        half = -float(scipy.special.ndtri((1 - level) / 2)) * error
+        return back(centre - half), back(centre + half)
 
     return bounds
-
-
-def _z(level: float) -> float:
-    return -float(scipy.special.ndtri((1 - level) / 2))
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -194,10 +194,10 @@ def claims(
         print(scoreboard.markdown(frame))
     else:
         where = frame["where"].where(~frame["says"].str.startswith("inferred"), frame["where"] + " (inferred)")
-        shown = frame.assign(where=where, verdict=frame["told"])
+        shown = frame.assign(where=where, verdict=frame["outcome"])
         print(tables.text(shown[["where", "kind", "paper value", "verdict"]]))
         controls = (frame["says"] == "our control").sum()
-        kinds = record.counted(verdict.split(" [")[0] for verdict in frame["told"])
+        kinds = record.counted(verdict.split(" [")[0] for verdict in frame["outcome"])
         print(f"{len(frame)} claims, {controls} of them our own controls: {kinds}")
     if audit:
         print("\n".join(["", *(record.audit(records) or ["nothing to question: no records"])]))

@@ -3,33 +3,31 @@
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
 from mgenb.errors import MgenbError
 
-PAIR = "pip install --force-reinstall torch torchvision"
 Finding = tuple[bool, str]  # fine or broken, what to print
 
 
 def findings() -> Iterator[Finding]:
     """Yield (fine, line) for everything that is looked at; what is missing but not needed is fine."""
-    yield sys.version_info >= (3, 11), f"python {platform.python_version()} (3.11 or later is needed)"
+    yield True, f"python {platform.python_version()}"
     yield from libraries()
-    torch_works, line = torch_pair()
-    yield torch_works, line
-    if not torch_works:
-        yield True, "device, data and cache are looked at once torch works"
-        return
-    yield True, device()
-    yield from data_found()
-    yield from cache()
+    yield (pair := torch_pair())
+    if pair[0]:  # without it nothing else can be looked at
+        from mgenb import devices
+        from mgenb.lab.experiment import machine
+
+        yield True, "device {device}, {cores} cores".format(**machine(devices.device("auto")))
+        yield from datasets()
+        yield cache()
 
 
 def libraries() -> Iterator[Finding]:
-    """Yield the version of every library that the package declares."""
+    """Yield the version of every library that the package declares; where one version is right, whether it is that."""
     for requirement in metadata.requires("mgenb") or []:
         if "extra ==" in requirement:
             continue
@@ -49,26 +47,15 @@ def torch_pair() -> Finding:
         import_module("torch")
         import_module("torchvision")
     except Exception as error:  # a broken binary raises anything
-        why = " ".join(str(error).split())
-        if "torchvision::nms does not exist" in why:
-            return False, (
-                "torchvision was built for another torch (most often a CPU-only torch beside PyPI's torchvision:"
-                f" 'operator torchvision::nms does not exist'); install both from one index: {PAIR}"
-            )
-        return False, f"torch or torchvision does not load ({type(error).__name__}: {why}): {PAIR}"
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return False, (
+            f"torch and torchvision do not load ({why}); where an operator does not exist, torchvision was built for "
+            "another torch. Install both from one index: pip install --force-reinstall torch torchvision"
+        )
     return True, "torch and torchvision load together"
 
 
-def device() -> str:
-    """Say what notebooks compute on with device='auto'."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"device cuda: {torch.cuda.get_device_name()}"
-    return f"device cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads (no CUDA device)"
-
-
-def data_found() -> Iterator[Finding]:
+def datasets() -> Iterator[Finding]:
     """Yield where each named dataset would be read from by the cpu and paper profiles."""
     from mgenb import data
     from mgenb.data import sources
@@ -77,29 +64,23 @@ def data_found() -> Iterator[Finding]:
     if folder and not Path(folder).expanduser().is_dir():
         yield False, f"MGENB_DATA names {folder}, which is not a folder: correct it or unset it"
         return
-    yield True, f"MGENB_DATA {folder or 'is not set'}"
+    yield True, f"MGENB_DATA {folder or 'is not set'} (of samples, the cpu and paper profiles download the rest)"
     for name in data.NAMES:
         try:
-            where = sources.find(name, "auto", None, False).source
+            yield True, f"data {name}: {sources.find(name, 'auto', None, False).source}"
         except MgenbError as error:
             yield True, f"data {name}: missing; {error}"
-            continue
-        more = " (the cpu and paper profiles download the rest, or put it into MGENB_DATA)"
-        yield True, f"data {name}: {where}{more if where.startswith('samples') else ''}"
 
 
-def cache() -> Iterator[Finding]:
-    """Yield the cache folder with its size, and whether it can be written."""
+def cache() -> Finding:
+    """Return the cache folder with its size, and whether it can be written."""
     from mgenb import store
 
     folder = store.cache_dir()
     try:
+        store.write_text(folder / "doctor", "can be written")
+        (folder / "doctor").unlink()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        above = next(path for path in (folder, *folder.parents) if path.exists())
-    except OSError as error:  # not readable, or emptied meanwhile
-        yield False, f"cache {folder}: {error.strerror}"
-        return
-    if above.is_dir() and os.access(above, os.W_OK):
-        yield True, f"cache {folder}: {size / 2**20:.0f} MiB"
-    else:
-        yield False, f"cache {folder} cannot be written: set MGENB_CACHE to another folder"
+    except (MgenbError, OSError) as error:
+        return False, f"cache {folder}: {error}; set MGENB_CACHE to another folder"
+    return True, f"cache {folder}: {size / 2**20:.0f} MiB"

@@ -48,14 +48,12 @@ class Bases:
 class Measured:
     """What was measured for a claim, on the networks at `places` (none: the first ones).
 
-    `differ`: whether the generated models differ from their base. `left`: the test accuracy, in [0, 1], of the
-    better of two methods that are compared.
+    blocked: why it proves nothing all the same; "" where it does.
     """
 
     estimate: stats.Estimate
     places: tuple[Place, ...] = ()
-    differ: bool = True
-    left: float = 1.0
+    blocked: str = ""
 
 
 @dataclass
@@ -79,51 +77,58 @@ class Judged:
 def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Place, Bases]) -> Judged:
     """Judge the claims of a notebook as one family (Holm), in their order; settings are not judged.
 
-    `bases` holds the base networks by place, the first ones first. Where those behind a claim are unfit, or the
-    methods that it compares are both at chance, the claim and its readings are *not tested*.
+    `bases` holds the base networks by place, the first ones first. Where something stands in the way of a claim (see
+    `_blocked`) it and its readings are *not tested*.
     """
     if not bases:
         raise MgenbError("no base networks were made: call run.bases before run.verdicts")
-    judged = {claim.id: claim for claim in family if claim.kind != "setting"}
-    measured = {name: evidence.measured[name] for name in judged if name in evidence.measured}
-    obstacles = {name: _obstacle(claim, evidence, bases) for name, claim in judged.items()}
-    tried = {*measured, *evidence.untested}
+    judged = [claim for claim in family if claim.kind != "setting"]
+    measured = {claim.id: evidence.measured[claim.id] for claim in judged if claim.id in evidence.measured}
+    blocked = {claim.id: _blocked(claim, evidence, bases) for claim in judged}
     verdicts = claims.judge(
         {name: found.estimate for name, found in measured.items()},
-        {name: _scale(claim, measured.get(name), bases) for name, claim in judged.items()},
-        blocked={name: reason if name in tried else telling.UNTRIED for name, reason in obstacles.items()},
-        differ={name: found.differ for name, found in measured.items()},
-        unfinished=evidence.unfinished,
+        {claim.id: _scale(claim, measured.get(claim.id), bases) for claim in judged},
+        {name: why if name in (*measured, *evidence.untested) else telling.UNTRIED for name, why in blocked.items()},
+        evidence.unfinished,
     )
-    blocked = {name for name in judged if obstacles[name] or (name in measured and not measured[name].differ)}
-    unfinished = claims.UNFINISHED if evidence.unfinished else ""
-    readings = (
-        _reading(judged[name], reading, estimate, claims.NOT_TESTED if name in blocked else unfinished)
+    otherwise = claims.UNFINISHED if evidence.unfinished else ""
+    readings = [
+        _reading(claims.get(name), reading, estimate, claims.NOT_TESTED if blocked[name] else otherwise)
         for (name, reading), estimate in evidence.readings.items()
-    )
-    order = list(judged)
-    return Judged(tuple(sorted(verdicts, key=lambda verdict: order.index(verdict.claim.id))), tuple(readings))
+    ]
+    return Judged(tuple(verdicts), tuple(readings))
 
 
-def _places(found: Measured | None, bases: Mapping[Place, Bases]) -> Sequence[Place]:
-    return found.places if found and found.places else list(bases)[:1]
+def nothing_to_judge(bases: Sequence[Bases], differ: bool, left: float) -> str:
+    """Return why a measurement on `bases` proves nothing; "" where it does.
+
+    `differ`: whether the generated models differ from their base. `left`: the test accuracy of the better of two
+    methods that are compared; at chance there is nothing left to compare.
+    """
+    if not differ:
+        return "generated models do not differ from the base"
+    at_chance = bases and left < bases[0].chance + AT_CHANCE
+    return f"both at chance: at most {100 * left:.1f} % are right" if at_chance else ""
 
 
-def _obstacle(claim: claims.Claim, evidence: Evidence, bases: Mapping[Place, Bases]) -> str:
-    """Return why a claim is not tested, whatever was measured for it; "" where nothing is in the way."""
-    if claim.id in evidence.untested:
-        return evidence.untested[claim.id]
-    found = evidence.measured.get(claim.id)
-    behind = [bases[place] for place in _places(found, bases)]
-    if found and found.left < behind[0].chance + AT_CHANCE:
-        return f"both at chance: at most {100 * found.left:.1f} % are right"
-    reasons = [networks.unfit for networks in behind]
-    return reasons[0] if all(reasons) and not claim.counted else ""
+def _places(measured: Measured | None, bases: Mapping[Place, Bases]) -> Sequence[Place]:
+    return measured.places if measured and measured.places else list(bases)[:1]
 
 
-def _scale(claim: claims.Claim, found: Measured | None, bases: Mapping[Place, Bases]) -> claims.Scale:
+def _blocked(claim: claims.Claim, evidence: Evidence, bases: Mapping[Place, Bases]) -> str:
+    """Return why a claim is not tested, whatever was measured for it; "" where nothing is in the way.
+
+    The notebook says so, what was measured proves nothing, or all base networks behind it are unfit.
+    """
+    measured = evidence.measured.get(claim.id)
+    unfit = [bases[place].unfit for place in _places(measured, bases)]
+    of_bases = unfit[0] if all(unfit) and not claim.counted else ""
+    return evidence.untested.get(claim.id) or (measured.blocked if measured else "") or of_bases
+
+
+def _scale(claim: claims.Claim, measured: Measured | None, bases: Mapping[Place, Bases]) -> claims.Scale:
     """Return the scale of a claim's evidence: of several networks all names, and the data furthest from official."""
-    scales = [bases[place].scale for place in _places(found, bases)]
+    scales = [bases[place].scale for place in _places(measured, bases)]
     if claim.counted:
         return claims.Scale(scales[0].profile, "no data", "none", str(claim.scale.get("arch", "any")))
     names = {key: ", ".join(dict.fromkeys(getattr(scale, key) for scale in scales)) for key in ("dataset", "arch")}

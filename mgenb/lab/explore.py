@@ -1,11 +1,8 @@
 """The explorer of notebook 01: zero part of one layer's band; see spectrum, weights and accuracy at once."""
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import ipywidgets as widgets
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,92 +20,46 @@ POINTS = 3000
 ROLES = {"train": "training", "val": "validation"}
 
 
-@dataclass(frozen=True)
-class Explorer:
-    """A network as it was in `state`, and images; what is shown is measured when it is asked for."""
+def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, share: float) -> Figure:
+    """Return the figure for one choice: random coefficients of one layer's `band` set to zero.
 
-    net: nn.Module
-    state: Mapping[str, torch.Tensor]
-    split: Split
-    shares: tuple[float, ...]
-    seed: int
-
-    @property
-    def layers(self) -> list[str]:
-        """The names to choose from."""
-        return frequency.weight_names(self.state)
-
-    def accuracy(self, layer: str, transform: str, band: str, share: float) -> float:
-        """Return the accuracy in percent of the network with that one layer changed."""
-        changed = {layer: self.changed(layer, transform, band, share)}
-        return 100 * self._right(changed) / len(self.split)
-
-    def _right(self, changed: Mapping[str, torch.Tensor]) -> int:
-        return int(population.correct(self.net, self.split, {**self.state, **changed}).sum())
-
-    def changed(self, layer: str, transform: str, band: str, share: float) -> torch.Tensor:
-        """Return `layer` with random coefficients of `band` zeroed: `share` of the smallest band's size."""
-        self._check(layer, transform, band, share)
-        count = round(share * frequency.smallest_band(self.state[layer].shape, transform))
-        seed = seeds.derive(self.seed, "explore", layer, transform)
-        return frequency.zero_band(self.state[layer], band, count, transform=transform, seed=seed)
-
-    def _check(self, layer: str, transform: str, band: str, share: float) -> None:
-        choose("layer", layer, self.layers)
-        choose("transform", transform, frequency.TRANSFORMS)
-        choose("band", band, frequency.BANDS)
-        choose("share", str(float(share)), map(str, self.shares))
-
-    def frame(self, layer: str, transform: str, band: str, share: float) -> Figure:
-        """Return the figure for one choice; pyplot does not know it, so that nothing has to be closed."""
-        new, old = self.changed(layer, transform, band, share), self.state[layer]
-        right = {"base": self._right({})}
-        for name in frequency.BANDS:
-            right[name] = self._right({layer: self.changed(layer, transform, name, share)})
-        with mpl.rc_context(figures.STYLE):
-            fig = Figure(figsize=(11, 3.6))
-            axes = fig.subplots(1, 3)
-            _draw_spectrum(axes[0], old, new, transform, band)
-            _draw_weights(axes[1], old, new, band)
-            _draw_accuracy(axes[2], right, len(self.split), band)
-            axes[2].set_xlabel(f"right of {len(self.split):,} {ROLES[self.split.role]} images (%)")
-            count = round(share * frequency.smallest_band(old.shape, transform))
-            what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
-            fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
-        return fig
-
-    def widget(self) -> widgets.VBox:
-        """Return the controls above the frame that they choose."""
-        shares = [(f"{100 * share:g} %", share) for share in self.shares]
-        controls = {
-            "layer": widgets.Dropdown(options=[(_short(n), n) for n in self.layers], description="layer"),
-            "transform": widgets.Dropdown(options=frequency.TRANSFORMS, description="DCT"),
-            "band": widgets.Dropdown(options=frequency.BANDS, description="band"),
-            "share": widgets.SelectionSlider(options=shares, description="share", continuous_update=False),
-        }
-        image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-
-        def show(layer: str, transform: str, band: str, share: float) -> None:
-            buffer = io.BytesIO()
-            self.frame(layer, transform, band, share).savefig(buffer, format="png", dpi=100)
-            image.value = buffer.getvalue()
-
-        errors = widgets.interactive_output(show, controls)
-        return widgets.VBox([widgets.HBox(list(controls.values())), image, errors])
-
-
-def frequency_explorer(
-    net: nn.Module, split: Split, *, seed: int = 0, shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0)
-) -> Explorer:
-    """Return the explorer of `net` as it is now, on the images of `split`.
-
-    Raises MgenbError for shares outside (0, 1] and for the test split, on which nothing may be chosen.
+    `share` is of the smallest band's size, in (0, 1]. pyplot does not know the figure, so nothing has to be closed.
+    Raises MgenbError for an unknown choice and for the test split, on which nothing may be chosen.
     """
     if getattr(split, "role", "test") not in ROLES:  # a SealedSplit tells no role
         raise SealedSplitError("the explorer shows train or val images, not the test split")
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise MgenbError(f"shares are {tuple(shares)}; right are numbers above 0 and up to 1")
-    return Explorer(net, population.state_of(net), split, tuple(map(float, shares)), seed)
+    if not 0 < share <= 1:
+        raise MgenbError(f"share is {share}; right is a number above 0 and up to 1")
+    state = net.state_dict()
+    old = state[choose("layer", layer, frequency.weight_names(state))]
+    count = round(share * frequency.smallest_band(old.shape, choose("transform", transform, frequency.TRANSFORMS)))
+    seed = seeds.derive(0, "explore", layer, transform)
+    weights = {"base": old}
+    for name in frequency.BANDS:
+        weights[name] = frequency.zero_band(old, name, count, transform=transform, seed=seed)
+    new = weights[choose("band", band, frequency.BANDS)]
+    right = {name: population.correct(net, split, {**state, layer: weight}) for name, weight in weights.items()}
+    fig = Figure(figsize=(11, 3.6))
+    axes = fig.subplots(1, 3)
+    _draw_spectrum(axes[0], old, new, transform, band)
+    _draw_weights(axes[1], old, new, band)
+    _draw_accuracy(axes[2], right, band)
+    axes[2].set_xlabel(f"right of {len(split):,} {ROLES[split.role]} images (%)")
+    what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
+    fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
+    return fig
+
+
+def widget(net: nn.Module, split: Split, shares: Sequence[float]) -> widgets.interactive:
+    """Return menus, and below them the `frame` that they choose."""
+    return widgets.interactive(
+        lambda **choice: frame(net, split, **choice),
+        {"auto_display": True},
+        layer=[(_short(name), name) for name in frequency.weight_names(net.state_dict())],
+        transform=list(frequency.TRANSFORMS),
+        band=list(frequency.BANDS),
+        share=[(f"{100 * share:g} %", share) for share in shares],
+    )
 
 
 def _short(layer: str) -> str:
@@ -141,16 +92,10 @@ def _draw_weights(ax: Axes, old: torch.Tensor, new: torch.Tensor, band: str) -> 
     ax.legend(loc="upper left", markerscale=2)
 
 
-def _draw_accuracy(ax: Axes, right: Mapping[str, int], images: int, band: str) -> None:
-    labels = []
-    for place, (name, hits) in enumerate(right.items()):
-        measured = stats.proportion(hits, images).times(100)
-        alpha = 1.0 if name in ("base", band) else 0.3
-        ax.barh(place, measured.estimate, color=figures.colour(name), alpha=alpha)
-        for hue, width in (("white", 5.0), (figures.TEXT, 2.0)):
-            ax.plot(measured.interval(), [place, place], color=hue, linewidth=width, solid_capstyle="butt")
-        labels.append(f"{'unchanged' if name == 'base' else name}\n{measured.estimate:.1f} %")
-    ax.axvline(100 * right["base"] / images, color=figures.MUTED, linestyle=":", linewidth=1)
-    ax.set_yticks(range(len(labels)), labels)
+def _draw_accuracy(ax: Axes, right: Mapping[str, torch.Tensor], band: str) -> None:
+    measured = {name: stats.proportion(int(hits.sum()), len(hits)).times(100) for name, hits in right.items()}
+    looks = {f"{'unchanged' if name == 'base' else name}\n{e.estimate:.1f} %": name for name, e in measured.items()}
+    figures.forest(ax, {label: measured[name] for label, name in looks.items()}, looks)
+    ax.axvline(measured["base"].estimate, color=figures.MUTED, linestyle=":", linewidth=1)
     ax.get_yticklabels()[list(right).index(band)].set_fontweight("bold")
-    ax.set(xlim=(0, 100), ylim=(len(labels) - 0.5, -0.5), title="accuracy, with 95 % interval")
+    ax.set(xlim=(0, 100), title="accuracy, with 95 % interval")

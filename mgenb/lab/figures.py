@@ -1,6 +1,7 @@
 """One look for every figure: style, colours that keep their meaning, intervals, captions and saving."""
 
 import textwrap
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,37 +23,11 @@ BAND = "#dfe6ea"
 
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#5A5A5A"
-
-# Okabe and Ito's palette without its yellow (too pale on white), and a grey: (colour, marker, line) -> names.
-# A look serves again only for things that never share a plot, or that are the same thing (`generated` is
-# made with the `energy` mask; `high_index` keeps the `high` band).
-_LOOKS: dict[tuple[str, str, str], tuple[str, ...]] = {
-    (BLUE, "o", "-"): ("low", "energy", "generated"),
-    (ORANGE, "s", "--"): ("mid",),
-    (PURPLE, "^", "-."): ("high", "high_index"),
-    (GREEN, "D", "-"): ("fig7",),
-    (GREEN, "D", "--"): ("kernel", "parent"),
-    (VERMILLION, "*", "--"): ("shuffled",),
-    (GREY, "x", "--"): ("random", "random_search"),
-    (ORANGE, "v", ":"): ("magnitude", "first_generation", "average"),
-    (VERMILLION, "P", ":"): ("largest",),
-    (BLACK, "s", "-"): ("trained", "base"),
-    (SKY, "x", "--"): ("noise",),
-    (VERMILLION, "*", "-"): ("evolved", "mega"),
-    (PURPLE, "P", "-."): ("zero_filled", "line_search"),
-    (GREY, "^", ":"): ("ensemble",),
-    (GREEN, "o", "-"): ("reproduced",),
-    (VERMILLION, "X", "-"): ("contradicted",),
-    (ORANGE, "D", "-"): ("inconclusive",),
-    ("#A0A0A0", "_", "-"): ("not tested",),
-    (PURPLE, "_", ":"): ("unfinished",),
-    (SKY, "x", ":"): ("stale",),
-}
-COLOURS, MARKERS, LINESTYLES = (
-    {name: look[part] for look, names in _LOOKS.items() for name in names} for part in range(3)
-)
+_DATA = tomllib.loads(Path(__file__).with_name("looks.toml").read_text(encoding="utf-8"))
+BLACK, BLUE, ORANGE = (_DATA["palette"][name] for name in ("black", "blue", "orange"))
+COLOURS: dict[str, str] = {name: _DATA["palette"][look[0]] for name, look in _DATA["looks"].items()}
+MARKERS: dict[str, str] = {name: look[1] for name, look in _DATA["looks"].items()}
+LINESTYLES: dict[str, str] = {name: look[2] for name, look in _DATA["looks"].items()}
 
 
 def use_style() -> None:
@@ -69,9 +44,9 @@ def curve(
     ax: Axes, x: ArrayLike, estimate: ArrayLike, low: ArrayLike, high: ArrayLike, name: str, label: str | None = None
 ) -> None:
     """Draw `estimate` against `x` in the look of `name`, with its interval from `low` to `high` shaded."""
-    hue, text = colour(name), label if label is not None else name.replace("_", " ")
-    ax.fill_between(np.asarray(x), np.asarray(low), np.asarray(high), color=hue, alpha=0.18, linewidth=0)
-    ax.plot(x, estimate, color=hue, marker=MARKERS[name], linestyle=LINESTYLES[name], label=text)
+    look: dict[str, Any] = {"color": colour(name), "marker": MARKERS[name], "linestyle": LINESTYLES[name]}
+    ax.fill_between(np.asarray(x), np.asarray(low), np.asarray(high), color=colour(name), alpha=0.18, linewidth=0)
+    ax.plot(x, estimate, label=name.replace("_", " ") if label is None else label, **look)
 
 
 def intervals(
@@ -110,10 +85,5 @@ def caption(fig: Figure, text: str) -> None:
 def save(fig: Figure, path: Path) -> None:
     """Save `fig` as PNG at `path`, atomically; equal figures give equal bytes."""
     # The temporary file has no suffix to tell the format by; matplotlib would write its version inside.
-    options: dict[str, Any] = {
-        "format": "png",
-        "dpi": max(DPI, fig.dpi),
-        "facecolor": "white",
-        "metadata": {"Software": None},
-    }
-    write_atomic(path, lambda temporary: fig.savefig(temporary, **options))
+    options: dict[str, Any] = {"format": "png", "facecolor": "white", "metadata": {"Software": None}}
+    write_atomic(path, lambda temporary: fig.savefig(temporary, dpi=max(DPI, fig.dpi), **options))

@@ -1,19 +1,50 @@
-"""The one check of a notebook's parameters: before a kernel starts, and in the notebook itself."""
+"""The one check of a notebook's parameters: before a kernel starts, and in the notebook itself.
 
+Networks are named: which architecture is trained on which data and how stands in `networks.toml`, or in a file of the
+user's own.
+"""
+
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mgenb import devices
-from mgenb.errors import MgenbError, nearest
+from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog
-from mgenb.lab.networks import KEYS, Network, chosen
 from mgenb.lab.values import checked
 
 COMMON = {"seed": 0, "device": "auto"}
+NETWORK = {"dataset": str, "arch": str, "recipe": str, "epochs": int, "floor": float, "images": int}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network on one dataset: how it is trained, and below which validation accuracy it proves nothing.
+
+    images: so many for training, a fifth for validation, a fifth for test; None: as many as the notebook takes.
+    """
+
+    name: str
+    dataset: str
+    arch: str
+    recipe: str
+    epochs: int
+    floor: float
+    images: int | None = None
+
+    def __str__(self) -> str:
+        """Return "lenet on mnist"."""
+        return f"{self.arch} on {self.dataset}"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the evidence from its trained copies comes from: dataset and architecture."""
+        return self.dataset, self.arch
 
 
 @dataclass(frozen=True)
@@ -48,20 +79,19 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
     known = {**COMMON, **defaults, **({"networks_file": ""} if "networks" in defaults else {})}
     values = {}
     for name, value in given.items():
-        if name not in known:
-            hint = nearest(name, known) or ";"
-            raise MgenbError(f"{notebook.stem} has no parameter {name!r}{hint} known: {', '.join(known)}")
-        values[name] = checked(name, value, int if defaults.get(name) == "all" else type(known[name]))
-    values = {name: value for name, value in values.items() if value is not None}
+        choose(f"parameter of {notebook.stem}:", name, known)
+        value = checked(name, value, int if defaults.get(name) == "all" else type(known[name]))
+        if value is not None:
+            values[name] = value
     if "networks_file" in values:
         values["networks_file"] = str(Path(values["networks_file"]).expanduser().resolve())
-    settings = {name: values.get(name, default) for name, default in defaults.items()}
+    usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
+    settings = {name: full[name] for name in defaults}
     networks: tuple[Network, ...] = ()
     if "networks" in settings:
         networks = chosen(settings["networks"], profile, values.get("networks_file"))
     elif "arch" in settings:
-        networks = (Network("", **{key: settings[key] for key in KEYS if key in settings}),)
-    usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
+        networks = (Network("", **{key: settings[key] for key in NETWORK if key in settings}),)
     changed = {name: full[name] for name in (*defaults, "seed") if full[name] != usual[name]}
     return Parameters(profile, full["seed"], devices.device(full["device"]), settings, networks, values, changed)
 
@@ -69,3 +99,41 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
 def as_text(value: Any) -> str:
     """Return a setting's value as it is printed."""
     return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Network, ...]:
+    """Return the networks with these names as `profile` trains them; `file` may add some to those that are known.
+
+    Raises MgenbError for a name that is not known, and for an entry that is wrong.
+    """
+    entries, folder = _entries(files("mgenb.lab").joinpath("networks.toml").read_text(encoding="utf-8")), Path.cwd()
+    if file:
+        try:
+            own, folder = _entries(Path(file).read_text(encoding="utf-8")), Path(file).parent
+        except (OSError, ValueError) as error:
+            raise MgenbError(f"networks_file {file} cannot be read: {error}") from error
+        if both := sorted(own.keys() & entries.keys()):
+            raise MgenbError(f"networks_file {file} names {both[0]!r}, which is known already; give it another name")
+        entries |= own
+    networks = [_network(choose("network", name, entries), entries[name], profile, folder) for name in names]
+    places = [str(network) for network in networks]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise MgenbError(f"networks has {twice} twice; right is one of each architecture on each dataset")
+    return tuple(networks)
+
+
+def _entries(text: str) -> dict[str, Any]:
+    entries = tomllib.loads(text).get("networks")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError('right are tables [networks."name"]')
+    return entries
+
+
+def _network(name: str, entry: dict[str, Any], profile: str, folder: Path) -> Network:
+    fields = {key: value for key, value in entry.items() if key not in catalog.PROFILES} | entry.get(profile, {})
+    try:
+        if odd := sorted((fields.keys() ^ NETWORK.keys()) - {"images"}):
+            raise MgenbError(f"look at {odd[0]}; its keys are {', '.join(NETWORK)} (images can be left out)")
+        return Network(name, **{key: checked(key, value, NETWORK[key], folder) for key, value in fields.items()})
+    except MgenbError as error:
+        raise MgenbError(f"network {name!r}: {error}") from None

@@ -18,7 +18,7 @@ from mgenb.lab import catalog
 
 SCHEMA = 1
 OUTSIDE = ("schema", "stem", "profile", "figures", "context")  # the rest is the result: no time, path or version in it
-CLAIM_KEYS = ("id", "verdict", "token", "scale", "estimate", "low", "high", "n", "unit", "p", "reason")
+NEEDED = ("stem", "profile", "claims")  # even of an older form
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,16 @@ class Record:
         """
         if not isinstance(value, dict) or not isinstance(value.get("result"), dict):
             raise MgenbError(f"{where} is not a record (it has no result); make it again with `mgenb run`")
-        found = {"schema": 0, **value, **value["result"]}
-        if not isinstance(found["schema"], int) or found["schema"] > SCHEMA:
-            raise MgenbError(f"{where} has schema {found['schema']!r}; right is at most {SCHEMA}: update mgenb")
-        today = found["schema"] == SCHEMA
-        values: dict[str, Any] = {}
+        known = {"schema": 0, **value, **value["result"]}
+        if not isinstance(known["schema"], int) or known["schema"] > SCHEMA:
+            raise MgenbError(f"{where} has schema {known['schema']!r}; right is at most {SCHEMA}: update mgenb")
+        if known["schema"] < SCHEMA:
+            known = {name: kind() for name, kind in _kinds().items() if name not in NEEDED} | known
         for name, kind in _kinds().items():
-            needed = today or name in ("stem", "profile", "claims")
-            values[name] = found.get(name, None if needed else kind())
-            if not isinstance(values[name], kind):
-                fault = f"is {values[name]!r}" if name in found else "is missing"
+            if not isinstance(known.get(name), kind):
+                fault = f"is {known[name]!r}" if name in known else "is missing"
                 raise MgenbError(f"{where} is not a record ({name} {fault}; right is a {kind.__name__}): make it again")
-        for row in values["claims"]:
-            if lacking := [key for key in CLAIM_KEYS[: None if today else 2] if key not in row]:
-                raise MgenbError(f"{where} is not a record (a claim lacks {lacking[0]!r}): make it again")
-        return cls(**values)
+        return cls(**{name: known[name] for name in _kinds()})
 
     @property
     def label(self) -> str:
@@ -131,24 +126,12 @@ def audit(records: list[Record]) -> list[str]:
     """Return what a sceptic would ask about the records, one line each.
 
     Lists stale records and their margins that changed, uses of the test split, selection on it (leaks), and claims
-    whose verdict flips between readings of an ambiguous method or between records of one profile.
+    whose verdict flips between readings of an ambiguous method.
     """
     from mgenb import claims
 
     today = {claim.id: claim.margin for claim in claims.load()}
-    lines: list[str] = []
-    verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for record in records:
-        lines += _questions(record, today)
-        for row in record.claims if not record.stale else ():
-            if row["verdict"] in claims.JUDGED:
-                places = verdicts.setdefault((row["id"], record.profile), {})
-                places.setdefault(row["verdict"], []).append(record.stem)
-    for (name, profile), places in verdicts.items():
-        if len(places) > 1:
-            where = "; ".join(f"{verdict} in {', '.join(stems)}" for verdict, stems in places.items())
-            lines.append(f"{name} flips between records ({profile}): {where}")
-    return lines
+    return [f"{record.label}: {line}" for record in records for line in _questions(record, today)]
 
 
 def _questions(record: Record, today: dict[str, float]) -> list[str]:
@@ -167,4 +150,4 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
     for name, verdicts in readings.items():
         if len(set(verdicts.values())) > 1:
             lines.append(f"{name} flips between readings: " + ", ".join(f"{r} {v}" for r, v in verdicts.items()))
-    return [f"{record.label}: {line}" for line in lines]
+    return lines

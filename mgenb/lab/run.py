@@ -25,8 +25,8 @@ import mgenb
 from mgenb import claims, data, mega, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
-from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge
-from mgenb.lab.networks import Network
+from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge, nothing_to_judge
+from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record
 from mgenb.measure import population
 from mgenb.mge import evolve
@@ -243,8 +243,9 @@ class Run:
         `differ`: whether the generated models differ from their base. `left`: the highest accuracy of what is
         compared; at chance the claim is *not tested*, for nothing is left to compare.
         """
-        places = tuple(network.place for network in networks)
-        self.found.measured[self._own(claim_id)] = Measured(estimate, places, differ, left)
+        places = tuple(network.place for network in networks) or tuple(self.made)[:1]
+        blocked = nothing_to_judge([self.made[place] for place in places], differ, left)
+        self.found.measured[self._own(claim_id)] = Measured(estimate, places, blocked)
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).

@@ -24,13 +24,10 @@ def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]
     Stale records are no evidence, and claims that the registry has dropped are left out.
     """
     known = {claim.id for claim in claims.load()}
-    chosen: dict[str, tuple[Verdict, Record]] = {}
-    for record in (record for record in records if not record.stale):
-        for verdict in (Verdict.from_json(row) for row in record.claims if row["id"] in known):
-            before = chosen.get(verdict.claim.id)
-            if before is None or claims.best([before[0], verdict]) is verdict:
-                chosen[verdict.claim.id] = verdict, record
-    return chosen
+    fresh = [record for record in records if not record.stale]
+    found = [(Verdict.from_json(row), record) for record in fresh for row in record.claims if row["id"] in known]
+    found.sort(key=lambda pair: claims.rank(pair[0]))
+    return {verdict.claim.id: (verdict, record) for verdict, record in reversed(found)}
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
@@ -42,7 +39,7 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
         for name in (row["id"] for row in record.claims if row["verdict"] in JUDGED and row["id"] in frame.index):
             why = f"stale: {record.label}, {record.stale}"
             if frame.loc[name, "verdict"] not in JUDGED:
-                frame.loc[name, ["verdict", "why", "told"]] = STALE, why, f"{STALE} [{record.profile}]"
+                frame.loc[name, ["verdict", "why", "outcome"]] = STALE, why, f"{STALE} [{record.profile}]"
             else:  # of a lower profile, or another notebook
                 frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
     return frame
@@ -50,10 +47,9 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
     row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
-    row |= {"told": "not tested yet", "scale": "", "hardware": ""}
+    row |= {"outcome": verdict.outcome if verdict else "not tested yet", "scale": "", "hardware": ""}
     if verdict is None or record is None:
         return {**row, "why": NO_RECORD}
-    row["told"] = verdict.told
     if verdict.verdict not in JUDGED:
         return row
     scale, context = verdict.scale, record.context
@@ -90,22 +86,18 @@ def chart(frame: pd.DataFrame) -> "Figure":
 
     from mgenb.lab import figures
 
+    stems, shown = sorted(set(frame[frame["kind"] != "setting"]["notebook"])), _shown(frame)
+    reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
     printed = frame["kind"] == "value"
     sides = {"sentences and comparisons": ~printed, "printed numbers and curves": printed}
-    stems = sorted(set(frame[frame["kind"] != "setting"]["notebook"]))
-    reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
     for ax, (title, chosen) in zip(axes, sides.items(), strict=True):
-        found = counts(frame[chosen], "notebook").reindex(stems, columns=_shown(frame), fill_value=0)
-        left = pd.Series(0, index=stems)
-        for verdict in _shown(frame):
-            hatch = "///" if verdict == NOT_TESTED else None
-            style = {"color": figures.colour(verdict), "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
-            bars = ax.barh(range(len(stems)), found[verdict], left=left, label=verdict, **style)
-            for text in ax.bar_label(bars, [n or "" for n in found[verdict]], label_type="center", fontsize=7):
-                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8} if text.get_text() else None)
-            left += found[verdict]
-        ax.set(title=title, xlabel="claims")
+        found = counts(frame[chosen], "notebook").reindex(stems, columns=shown, fill_value=0)
+        found.plot.barh(ax=ax, stacked=True, width=0.8, legend=False, color=list(map(figures.colour, shown)))
+        for bars in ax.containers:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            ax.bar_label(bars, fmt=lambda n: f"{n:g}" if n else "", label_type="center", fontsize=7, bbox=box)
+        ax.set(title=title, xlabel="claims", ylabel=None)
         ax.grid(visible=False, axis="y")
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_yticks(range(len(stems)), [f"{stem[:2]}  {reproduces.get(stem, 'no notebook yet')}" for stem in stems])

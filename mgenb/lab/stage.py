@@ -50,23 +50,16 @@ def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) 
 
     Killed before the journal is written this has touched nothing; killed later, `finish` does what is left.
     """
-    for name in moves:
-        _flush(stage / name)
     # relative, so that it holds where the whole folder was moved
-    journal = {
-        "moves": {name: os.path.relpath(place, stage) for name, place in moves.items()},
-        "gone": [os.path.relpath(path, stage) for path in gone],
-    }
+    places = {name: os.path.relpath(place, stage) for name, place in moves.items()}
+    obsolete = [os.path.relpath(path, stage) for path in gone]
     draft = stage / f"{MOVES}.draft"
-    draft.write_text(json.dumps(journal), encoding="utf-8")
-    _flush(draft)
+    draft.write_text(json.dumps({"moves": places, "gone": obsolete}), encoding="utf-8")
+    for path in (*(stage / name for name in moves), draft):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
     os.replace(draft, stage / MOVES)
     finish(stage)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def finish(stage: Path) -> None:

@@ -28,7 +28,7 @@ def tokens(verdicts: Sequence[claims.Verdict]) -> Iterator[str]:
     untried = [verdict.claim for verdict in verdicts if verdict.reason == UNTRIED]
     for claim, count in _shared([verdict.claim for verdict in verdicts], untried):
         verdict = by_claim[claim.id]
-        yield verdict.token if count == 1 else f"{_table(claim)[0]}.* ({count} {claim.kind} claims): {verdict.told}"
+        yield verdict.token if count == 1 else f"{_table(claim)[0]}.* ({count} {claim.kind} claims): {verdict.outcome}"
 
 
 def table(of: Sequence[claims.Claim], verdicts: Sequence[claims.Verdict]) -> pd.DataFrame:
@@ -44,12 +44,14 @@ def table(of: Sequence[claims.Claim], verdicts: Sequence[claims.Verdict]) -> pd.
 
 def row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, str]:
     """Return what the paper says beside what was measured; None: nothing was judged."""
-    paper = {"claim": claim.id, "where": claim.where, "says": claim.origin, "statement": claim.statement}
-    paper["paper value"] = claim.printed_value
+    row = {"claim": claim.id, "where": claim.where, "says": claim.origin, "statement": claim.statement}
+    row |= {"paper value": claim.printed_value, "measured": "", "n": ""}
     if verdict is None:
-        return {**paper, "measured": "", "n": "", "verdict": claims.NOT_TESTED, "why": "a setting is not judged"}
-    measured = {"measured": verdict.measured, "n": verdict.replicates}
-    return {**paper, **measured, "verdict": verdict.verdict, "why": verdict.reason}
+        return {**row, "verdict": claims.NOT_TESTED, "why": "a setting is not judged"}
+    if verdict.estimate is not None:
+        ends = ", ".join("?" if end is None else f"{end:.2f}" for end in (verdict.low, verdict.high))
+        row |= {"measured": f"{verdict.estimate:.2f} [{ends}] {claim.unit}", "n": f"{verdict.n} {verdict.unit}"}
+    return {**row, "verdict": verdict.verdict, "why": verdict.reason}
 
 
 def _table(claim: claims.Claim) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ def checked(name: str, value: Any, wanted: type, folder: Path | None = None) -> 
         return value
     if (wanted is int and isinstance(value, float) and value.is_integer()) or (wanted is float and type(value) is int):
         value = wanted(value)
-    if type(value) is not wanted or not _in_range(name, value):
-        raise MgenbError(f"{name} is {given!r}; right is {_right(name, wanted)}")
+    in_range, right = _rule(name, wanted)
+    if type(value) is not wanted or not in_range(value):
+        raise MgenbError(f"{name} is {given!r}; right is {right}")
     if name == "dataset":
         return data.named(str(value), folder or Path.cwd())
     return choose(name, str(value), CHOICES[name]) if name in CHOICES else value
@@ -56,26 +57,21 @@ def _read(text: str, wanted: type) -> Any:
     return value
 
 
-def _span(name: str, wanted: type) -> tuple[float, float]:
-    """Return the least and the largest number that is right."""
-    least = 0 if wanted is float or name in MAY_BE_ZERO else 1
-    return least, 1 if name in SHARES else math.inf
-
-
-def _in_range(name: str, value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and (name != "kappas" or all(type(k) in (int, float) and 0 <= k < math.inf for k in value))
-    if isinstance(value, str | bool):
-        return True
-    least, most = _span(name, type(value))
-    return least <= value <= most and math.isfinite(value)
-
-
-def _right(name: str, wanted: type) -> str:
+def _rule(name: str, wanted: type) -> tuple[Callable[[Any], bool], str]:
+    """Return what must hold of a value of type `wanted`, and the same in words."""
     if name == "kappas":
-        return "a list of numbers of at least 0, as in [0, 2, 5]"
+        return (
+            lambda values: bool(values) and all(map(_is_kappa, values)),
+            "a list of numbers of at least 0, as in [0, 2, 5]",
+        )
     if wanted not in (int, float):
-        return RIGHT[wanted]
-    least, most = _span(name, wanted)
+        return lambda value: value != [], RIGHT[wanted]
+    least = 0 if wanted is float or name in MAY_BE_ZERO else 1
+    most = 1 if name in SHARES else math.inf
     span = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-    return f"{RIGHT[wanted]} {span}" + (', or "all"' if name in LIMITS else "")
+    words = f"{RIGHT[wanted]} {span}" + (', or "all"' if name in LIMITS else "")
+    return lambda value: least <= value <= most and math.isfinite(value), words
+
+
+def _is_kappa(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf

@@ -6,7 +6,7 @@ import pytest
 
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, parameters
-from mgenb.lab.networks import Network, chosen
+from mgenb.lab.parameters import Network, chosen
 
 MINE = {"dataset": "mnist", "arch": "lenet", "recipe": "mge-adam", "epochs": 2, "floor": 0.5}
 
@@ -68,7 +68,7 @@ def test_a_wrong_entry_is_named(own, fields, words):
 
 
 def test_a_wrong_choice_is_named(own, tmp_path):
-    with pytest.raises(MgenbError, match="networks has 'lenet/mnst'; did you mean 'lenet/mnist'"):
+    with pytest.raises(MgenbError, match="unknown network 'lenet/mnst'; did you mean 'lenet/mnist'"):
         chosen(["lenet/mnst"], "quick")
     with pytest.raises(MgenbError, match="networks has lenet on mnist twice"):
         chosen(["lenet/mnist", "mine"], "quick", own())

@@ -106,8 +106,8 @@ def test_values_take_the_type_that_is_due(given, taken):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"shares": 0.5}, "no parameter 'shares'; did you mean 'share'"),
-        ({"networks_file": "mine.toml"}, "no parameter 'networks_file'"),
+        ({"shares": 0.5}, "unknown parameter of 01_frequency_sensitivity: 'shares'; did you mean 'share'"),
+        ({"networks_file": "mine.toml"}, "unknown parameter of 01_frequency_sensitivity: 'networks_file'"),
         ({"share": "much"}, "share is 'much'; right is a number from 0 to 1"),
         ({"share": 1.5}, "share is 1.5; right is a number from 0 to 1"),
         ({"share": "nan"}, "share is 'nan'"),
@@ -370,6 +370,21 @@ def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
     run.compare("mge.fig6.high_worse_than_low", look_of(95, left), better="a", worse="b")
     run.verdicts()
     assert f"mge.fig6.high_worse_than_low: {verdict} {BY_HAND}" in capsys.readouterr().out.splitlines()
+
+
+def test_models_like_their_base_prove_nothing_until_they_differ(capsys):
+    run = start(**TINY)
+    run.bases(run.load())
+    claim = "mge.fig6.low_mid_harmless"
+    run.reading(claim, "flat", stats.mean([0.0, 0.1, 0.2]))
+    for differ, verdict, why in (
+        (False, "not tested", "generated models do not differ from the base"),
+        (True, "reproduced", ""),
+    ):
+        run.evidence(claim, stats.mean([0.0, 0.1, 0.2]), differ=differ)
+        (judged,) = [one for one in run.judged().verdicts if one.claim.id == claim]
+        assert judged.verdict == verdict == run.judged().readings[0]["verdict"]
+        assert judged.reason.startswith(why)
 
 
 def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):

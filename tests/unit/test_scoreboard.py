@@ -42,7 +42,7 @@ def test_a_claim_that_the_registry_dropped_is_left_out(recorded):
 def test_a_stale_record_counts_for_nothing_and_is_shown(recorded):
     stale = recorded("contradicted", "paper", registry="0" * 16)
     alone = scoreboard.table([stale])
-    assert (alone.loc[ID, "verdict"], alone.loc[ID, "told"]) == ("stale", "stale [paper]")
+    assert (alone.loc[ID, "verdict"], alone.loc[ID, "outcome"]) == ("stale", "stale [paper]")
     assert alone.loc[ID, "measured"] == ""
     assert "03_importance_mask (paper), judged by other registry entries" in alone.loc[ID, "why"]
     assert scoreboard.counts(alone, "paper").loc["mge", "stale"] == 1
