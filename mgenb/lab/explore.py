@@ -49,7 +49,7 @@ class Explorer:
     def changed(self, layer: str, transform: str, band: str, share: float) -> torch.Tensor:
         """Return `layer` with random coefficients of `band` zeroed: `share` of the smallest band's size."""
         self._check(layer, transform, band, share)
-        count = round(share * frequency.smallest_band(self.state[layer].shape, transform))
+        count = round(share * frequency.smallest_band(self.state[layer], transform))
         seed = seeds.derive(self.seed, "explore", layer, transform)
         return frequency.zero_band(self.state[layer], band, count, transform=transform, seed=seed)
 
@@ -72,7 +72,7 @@ class Explorer:
             _draw_weights(axes[1], old, new, band)
             _draw_accuracy(axes[2], right, len(self.split), band)
             axes[2].set_xlabel(f"right of {len(self.split):,} {ROLES[self.split.role]} images (%)")
-            count = round(share * frequency.smallest_band(old.shape, transform))
+            count = round(share * frequency.smallest_band(old, transform))
             what = f"{count:,} coefficients of the {band} band set to zero, drawn at random"
             fig.suptitle(f"{_short(layer)}, {transform} DCT: {what}", fontsize=10.5)
         return fig

@@ -8,7 +8,6 @@ from mgenb.mge.generator import (
     accepts,
     candidate_seed,
     candidates,
-    draw,
     fewest_right,
     generate,
     layer_generator,
@@ -19,4 +18,5 @@ from mgenb.mge.generator import (
     stacks,
     unimportant,
     unstacked,
+    with_noise,
 )

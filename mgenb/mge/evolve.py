@@ -8,9 +8,9 @@ what they lack of 1 is the base's. Weights are held for the survivors alone.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,11 +28,10 @@ from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
 
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
+Row = dict[str, Any]  # of the history
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 
 VERSION = 1  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
-SHARES = ("uniform", "fitness")
-MEMBERS = ("best", "survivors")  # fields of a checkpoint that hold individuals
 ORIGINS = ("fresh", "mutation", "fusion")
 
 
@@ -43,8 +42,6 @@ class Settings:
     parents, mutations, fusions: n, j and m, individuals that survive and that each generation adds.
     fresh: individuals that are drawn anew in each generation. With mutations = fusions = 0 this is random search.
     gamma: fitness is quality + gamma * additional.
-    share: what a fusion of two takes of the second: 'uniform', drawn from [0, 1]; 'fitness', in proportion to fitness.
-        The paper says weighted average, not which weights.
     """
 
     parents: int = 10
@@ -53,14 +50,9 @@ class Settings:
     generations: int = 100
     gamma: float = 1.0
     fresh: int = 0
-    share: str = "uniform"
 
     def __post_init__(self) -> None:
-        demand(self, share=SHARES, parents=1, mutations=0, fusions=0, fresh=0, generations=0)
-        if self.fusions and self.parents < 2:
-            raise MgenbError(f"parents is {self.parents} with {self.fusions} fusions; right is at least 2")
-        if not math.isfinite(self.gamma):
-            raise MgenbError(f"gamma is {self.gamma}; right is a number")
+        demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
 
     @property
     def children(self) -> int:
@@ -70,19 +62,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Individual:
-    """One member of a population, evaluated: what makes it, how it came about, and the two parts of its fitness."""
+    """One member of a population: what makes it, how it came about, and the two parts of its fitness (NaN before)."""
 
     recipe: Recipe
     origin: str
-    quality: float
-    additional: float
-    fitness: float
+    quality: float = math.nan
+    additional: float = math.nan
+    fitness: float = math.nan
 
     @property
     def draws(self) -> float:
         """The effective number of tensors that a layer averages, 1 / sum of squared shares, mean over layers."""
         parts = [[*shares.values(), 1 - sum(shares.values())] for shares in self.recipe.values()]
         return float(np.mean([1 / np.square(part).sum() for part in parts]))
+
+
+class _Member(NamedTuple):
+    """An individual with what makes its weight layers, all in which individuals differ."""
+
+    individual: Individual
+    make: Callable[[], State]
 
 
 @dataclass(frozen=True)
@@ -98,34 +97,12 @@ class Evolution:
     survivors: list[Individual]
 
 
-@dataclass(frozen=True)
-class _Child:
-    recipe: Recipe
-    origin: str
-    make: Callable[[], State]  # its weight layers, all in which individuals differ
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint holds; `states` are the survivors' weight layers, in their order."""
-
-    rows: list[dict[str, Any]]
-    best: list[Individual]
-    survivors: list[Individual]
-    states: list[State]
-
-
 def algorithm_1(
     net: nn.Module, split: Split, generate: mge.Settings, *, layers: Layers = mge.layer_generator, tries: int = 100
 ) -> First:
-    """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `layerwise`."""
+    """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `algorithm1`."""
     base, fitness = population.state_of(net), algorithm1.cached(net, split)
-
-    def first(seed: int) -> dict[str, int]:
-        found = algorithm1.search(base, generate, seed, fitness, layers=layers, tries=tries)
-        return {name: derive(seed, name, attempt) for name, attempt in found.recipe.items()}
-
-    return first
+    return lambda seed: algorithm1.search(base, generate, seed, fitness, layers=layers, tries=tries).recipe
 
 
 def evolve(
@@ -156,18 +133,16 @@ def evolve(
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
     breed = _Breeding(base, generate, settings, seed, first, layers)
     key = _key(base, generate, settings, seed, layers)
-    progress = _Progress([], [], [], [])
-    if saved := store.load_progress(checkpoint, key, next(iter(base.values())).device):
-        members = {name: [Individual(**one) for one in saved[name]] for name in MEMBERS}
-        progress = _Progress(**{**saved, **members})
-    for generation in range(len(progress.rows), settings.generations + 1):
-        children = breed.children(generation, progress)
-        found = breed.evaluated(children, quality, additional)
-        progress = _select(progress, children, found, settings)
-        if checkpoint is not None:
-            plain = {name: [asdict(one) for one in getattr(progress, name)] for name in MEMBERS}
-            store.save_progress(checkpoint, key, {**vars(progress), **plain})
-    return Evolution(pd.DataFrame(progress.rows), progress.best, progress.survivors)
+    rows, best, parents = _restored(store.load_progress(checkpoint, key, next(iter(base.values())).device))
+    for generation in range(len(rows), settings.generations + 1):
+        children = breed.evaluated(breed.children(generation, parents), quality, additional)
+        parents = _fittest([*parents, *children], settings.parents)
+        if not parents:
+            raise MgenbError(f"generation {generation} is empty: none of {len(children)} has a finite fitness")
+        rows.append(_row(rows, children, [member.individual for member in parents]))
+        best.append(parents[0].individual)
+        store.save_progress(checkpoint, key, _plain(rows, best, parents))
+    return Evolution(pd.DataFrame(rows), best, [member.individual for member in parents])
 
 
 def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers = mge.layer_generator) -> State:
@@ -175,7 +150,7 @@ def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers =
     made = {}
     for name, shares in recipe.items():
         draw = layers(base[name], generate)
-        made[name] = sum((share * (draw(one) - base[name]) for one, share in shares.items()), base[name])
+        made[name] = sum((share * (draw(seed) - base[name]) for seed, share in shares.items()), base[name])
     return {**base, **made}
 
 
@@ -187,119 +162,116 @@ class _Breeding:
     ) -> None:
         self.base, self.settings, self.seed = base, settings, seed
         self.draw = {name: layers(base[name], generate) for name in frequency.weight_names(base)}
-        self.first = first or (lambda one: {name: derive(one, name) for name in self.draw})
+        self.first = first or (lambda seed: {name: derive(seed, name) for name in self.draw})
 
-    def children(self, generation: int, progress: _Progress) -> list[_Child]:
+    def children(self, generation: int, parents: Sequence[_Member]) -> list[_Member]:
         """Return the children of a generation; they depend on seed, generation and parents alone."""
-        s, seed = self.settings, derive(self.seed, "generation", generation)
-        if generation == 0:
-            return [self.fresh(derive(seed, "fresh", i)) for i in range(s.parents)]
-        rng = numpy_generator(seed, "choices")
-        made = []
-        for i in range(s.mutations):
+        settings, seed = self.settings, derive(self.seed, "generation", generation)
+        if not parents:
+            return self.fresh(settings.parents, seed)
+        rng, mutants = numpy_generator(seed, "choices"), []
+        for i in range(settings.mutations):
             name = str(rng.choice(list(self.draw)))
-            made.append(self.mutant(progress, i % len(progress.survivors), name, derive(seed, "mutation", i)))
-        for _ in range(s.fusions):
-            alive = len(progress.survivors)
-            first, second = (int(one) for one in rng.choice(alive, 2, replace=alive < 2))
-            made.append(self.fusion(progress, first, second, float(rng.random())))
-        return [*made, *(self.fresh(derive(seed, "fresh", i)) for i in range(s.fresh))]
+            mutants.append(self.mutant(parents[i % len(parents)], name, derive(seed, "mutation", i)))
+        fusions = [self.fusion(parents, rng) for _ in range(settings.fusions)]
+        return [*mutants, *fusions, *self.fresh(settings.fresh, seed)]
 
-    def fresh(self, seed: int) -> _Child:
-        """An individual drawn from the base."""
-        drawn = self.first(seed)
-        recipe: Recipe = {name: {drawn[name]: 1.0} if name in drawn else {} for name in self.draw}
+    def fresh(self, count: int, seed: int) -> list[_Member]:
+        """Return individuals drawn from the base, as those of the first population."""
+        return [self.drawn(self.first(derive(seed, "fresh", i))) for i in range(count)]
+
+    def drawn(self, first: Mapping[str, int]) -> _Member:
+        """Return the individual with these draws, and the base's weights in other layers."""
+        recipe = {name: {first[name]: 1.0} if name in first else {} for name in self.draw}
 
         def make() -> State:
-            return {n: draw(drawn[n]) if n in drawn else self.base[n] for n, draw in self.draw.items()}
+            return {name: draw(first[name]) if name in first else self.base[name] for name, draw in self.draw.items()}
 
-        return _Child(recipe, "fresh", make)
+        return _Member(Individual(recipe, "fresh"), make)
 
-    def mutant(self, progress: _Progress, parent: int, name: str, seed: int) -> _Child:
-        """A parent with the unimportant part of one layer drawn anew."""
-        recipe = {**progress.survivors[parent].recipe, name: {seed: 1.0}}
-        state = progress.states[parent]
-        return _Child(recipe, "mutation", lambda: {**state, name: self.draw[name](seed)})
+    def mutant(self, parent: _Member, name: str, seed: int) -> _Member:
+        """Return a parent with the unimportant part of one layer drawn anew."""
+        recipe = {**parent.individual.recipe, name: {seed: 1.0}}
+        return _Member(Individual(recipe, "mutation"), lambda: {**parent.make(), name: self.draw[name](seed)})
 
-    def fusion(self, progress: _Progress, first: int, second: int, share: float) -> _Child:
-        """The weighted average of two parents; `share` is that of the second."""
-        a, b = progress.survivors[first], progress.survivors[second]
-        if self.settings.share == "fitness":
-            share = _in_proportion(a.fitness, b.fitness)
-        recipe = {name: _mixed(a.recipe[name], b.recipe[name], share) for name in self.draw}
-        one, other = progress.states[first], progress.states[second]
-        # lerp leaves a weight on which both agree as it is, bit for bit
-        return _Child(recipe, "fusion", lambda: {n: torch.lerp(one[n], other[n], share) for n in self.draw})
+    def fusion(self, available: Sequence[_Member], rng: np.random.Generator) -> _Member:
+        """Return the weighted average of two at random of those that are available."""
+        first, second = (available[i] for i in rng.choice(len(available), 2, replace=len(available) < 2))
+        share, (a, b) = float(rng.random()), (first.individual.recipe, second.individual.recipe)
+        recipe = {name: _mixed(a[name], b[name], share) for name in self.draw}
 
-    def evaluated(self, children: Sequence[_Child], quality: Criterion, additional: Criterion) -> list[Individual]:
+        def make() -> State:
+            a, b = first.make(), second.make()
+            # lerp leaves a weight on which both agree as it is, bit for bit
+            return {name: torch.lerp(a[name], b[name], share) for name in self.draw}
+
+        return _Member(Individual(recipe, "fusion"), make)
+
+    def evaluated(self, children: Sequence[_Member], quality: Criterion, additional: Criterion) -> list[_Member]:
         """Return the children with their fitness; criteria make each state when they come to it, one at a time."""
-        gamma, values = self.settings.gamma, []
-        for name, criterion, weight in (("quality", quality, 1.0), ("additional", additional, gamma)):
-            if weight == 0 or not children:
-                values.append([0.0] * len(children))
-                continue
+        gamma, nothing = self.settings.gamma, [0.0] * len(children)
+
+        def scores(name: str, criterion: Criterion) -> list[float]:
             states = ({**self.base, **child.make()} for child in children)
-            values.append(population.scores(name, criterion, states, len(children)))
-        parts = zip(children, *values, strict=True)
-        return [Individual(child.recipe, child.origin, q, a, q + gamma * a) for child, q, a in parts]
+            return population.scores(name, criterion, states, len(children))
 
-
-def _in_proportion(first: float, second: float) -> float:
-    """Return the second's share in proportion to fitness; half where that is no share (negative fitness, 0 + 0)."""
-    total = first + second
-    return second / total if min(first, second) >= 0 and total > 0 else 0.5
+        parts = scores("quality", quality), scores("additional", additional) if gamma else nothing
+        return [
+            _Member(replace(individual, quality=q, additional=a, fitness=q + gamma * a), make)
+            for (individual, make), q, a in zip(children, *parts, strict=True)
+        ]
 
 
 def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict[int, float]:
+    """Return a layer's draws and shares in a fusion; `share` is that of the second."""
     return {seed: (1 - share) * a.get(seed, 0) + share * b.get(seed, 0) for seed in {**a, **b}}
 
 
-def _select(
-    progress: _Progress, children: Sequence[_Child], found: Sequence[Individual], settings: Settings
-) -> _Progress:
-    """Return the next generation: the fittest of parents and children, with a row of history."""
-    everyone = [*progress.survivors, *found]
-    fit = [i for i, one in enumerate(everyone) if math.isfinite(one.fitness)]
-    chosen = sorted(fit, key=lambda i: -everyone[i].fitness)[: settings.parents]
-    if not chosen:
-        raise MgenbError(f"generation {len(progress.rows)} is empty: none of {len(everyone)} has a finite fitness")
-    old = len(progress.survivors)
-    states = [progress.states[i] if i < old else children[i - old].make() for i in chosen]
-    survivors = [everyone[i] for i in chosen]
-    row = _row(progress, found, survivors, newborn=sum(i >= old for i in chosen))
-    return _Progress([*progress.rows, row], [*progress.best, survivors[0]], survivors, states)
+def _held(individual: Individual, state: State) -> _Member:
+    return _Member(individual, lambda: state)
 
 
-def _row(
-    progress: _Progress, found: Sequence[Individual], survivors: Sequence[Individual], newborn: int
-) -> dict[str, Any]:
-    fitness = [one.fitness for one in survivors]
-    origins = Counter(one.origin for one in survivors)
-    before = progress.rows[-1]["evaluations"] if progress.rows else 0
+def _fittest(everyone: Sequence[_Member], count: int) -> list[_Member]:
+    """Return those of the highest finite fitness, fittest first, the first of equals; their weights are held."""
+    finite = [member for member in everyone if math.isfinite(member.individual.fitness)]
+    chosen = sorted(finite, key=lambda member: -member.individual.fitness)[:count]
+    return [_held(individual, make()) for individual, make in chosen]
+
+
+def _row(before: Sequence[Mapping[str, Any]], children: Sequence[_Member], survivors: Sequence[Individual]) -> Row:
+    """Return the row of history of a generation, from the rows `before` it."""
+    fitness, origins = [member.fitness for member in survivors], Counter(member.origin for member in survivors)
     return {
-        "generation": len(progress.rows),
-        "evaluations": before + len(found),
+        "generation": len(before),
+        "evaluations": (before[-1]["evaluations"] if before else 0) + len(children),
         "best": fitness[0],
         "mean": float(np.mean(fitness)),
         "worst": fitness[-1],
         "quality": survivors[0].quality,
         "additional": survivors[0].additional,
         "draws": survivors[0].draws,
-        "newborn": newborn,
         **{origin: origins[origin] for origin in ORIGINS},
-        "failed": sum(not math.isfinite(one.fitness) for one in found),
+        "failed": sum(not math.isfinite(child.individual.fitness) for child in children),
     }
 
 
 def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, layers: Layers) -> str:
     """Return what a checkpoint must agree on; how many generations may differ."""
-    return store.key_of(
-        {
-            "version": VERSION,
-            "base": store.tensor_hash(base, base),
-            "generate": asdict(generate),
-            "evolve": {**asdict(settings), "generations": None},
-            "seed": seed,
-            "layers": getattr(layers, "__qualname__", repr(layers)),
-        }
-    )
+    about = {"version": VERSION, "base": store.tensor_hash(base, base), "generate": asdict(generate), "seed": seed}
+    about["evolve"] = {**asdict(settings), "generations": None}
+    about["layers"] = getattr(layers, "__qualname__", repr(layers))
+    return store.key_of(about)
+
+
+def _plain(rows: Sequence[Row], best: Sequence[Individual], parents: Sequence[_Member]) -> dict[str, Any]:
+    """Return what a checkpoint holds, for `_restored`."""
+    survivors, states = [vars(member.individual) for member in parents], [member.make() for member in parents]
+    return {"rows": rows, "best": [vars(individual) for individual in best], "survivors": survivors, "states": states}
+
+
+def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[_Member]]:
+    """Return rows of history, the best of each, and the parents of the next generation; nothing before the first."""
+    if saved is None:
+        return [], [], []
+    best, survivors = ([Individual(**fields) for fields in saved[name]] for name in ("best", "survivors"))
+    return saved["rows"], best, list(map(_held, survivors, saved["states"]))

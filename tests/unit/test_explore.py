@@ -40,9 +40,9 @@ def test_what_is_changed_is_that_share_of_that_band_in_that_layer(explorer, lene
     for transform, band, share in product(frequency.TRANSFORMS, frequency.BANDS, SHARES):
         changed = explorer.changed("net.conv2.weight", transform, band, share)
         moved = frequency.to_coefficients(changed - weight, transform).abs() > 1e-5
-        wanted = round(share * frequency.smallest_band(weight.shape, transform))
+        wanted = round(share * frequency.smallest_band(weight, transform))
         assert int(moved.sum()) == pytest.approx(wanted, abs=2)  # a coefficient may be near 0 as it is
-        assert frequency.band_mask(weight.shape, transform, band)[moved].all()
+        assert frequency.band_mask(weight, transform, band)[moved].all()
     assert weight.equal(explorer.state["net.conv2.weight"])
 
 
