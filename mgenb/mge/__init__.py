@@ -1,7 +1,6 @@
 """MGE (arXiv 2402.17486): models generated from a trained one, accepted by a discriminator, evolved (E-MGE)."""
 
 from mgenb.mge.generator import (
-    DRAWN,
     NOISES,
     SCALES,
     Settings,

@@ -79,11 +79,7 @@ def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: L
 def plain(net: nn.Module, split: Split) -> Fitness:
     """Return the fitness that runs the whole network for each try; SealedSplitError for the test split."""
     population.refuse_test(split)
-
-    def at(state: State, name: str) -> RightWith:
-        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}])[0]
-
-    return at
+    return lambda state, name: lambda weight, _: population.count(net, split, [{**state, name: weight}])[0]
 
 
 def cached(net: nn.Module, split: Split) -> Fitness:

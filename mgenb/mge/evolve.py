@@ -8,21 +8,19 @@ what they lack of 1 is the base's. Weights are held for the survivors alone.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from mgenb import mge, store
-from mgenb.data import Split
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
-from mgenb.mge import algorithm1, frequency
+from mgenb.mge import frequency
 from mgenb.mge.generator import Layers
 from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
@@ -54,34 +52,26 @@ class Settings:
     def __post_init__(self) -> None:
         demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
 
-    @property
-    def children(self) -> int:
-        """How many individuals each generation evaluates."""
-        return self.mutations + self.fusions + self.fresh
-
 
 @dataclass(frozen=True)
 class Individual:
-    """One member of a population: what makes it, how it came about, and the two parts of its fitness (NaN before)."""
+    """One member of a population: what makes it, how it came about, and the two parts of its fitness, once evaluated.
+
+    make: its weight layers, all in which individuals differ, while it can be a parent; afterwards see `replay`.
+    """
 
     recipe: Recipe
     origin: str
     quality: float = math.nan
     additional: float = math.nan
     fitness: float = math.nan
+    make: Callable[[], State] = field(default=dict, compare=False, repr=False)
 
     @property
     def draws(self) -> float:
         """The effective number of tensors that a layer averages, 1 / sum of squared shares, mean over layers."""
         parts = [[*shares.values(), 1 - sum(shares.values())] for shares in self.recipe.values()]
         return float(np.mean([1 / np.square(part).sum() for part in parts]))
-
-
-class _Member(NamedTuple):
-    """An individual with what makes its weight layers, all in which individuals differ."""
-
-    individual: Individual
-    make: Callable[[], State]
 
 
 @dataclass(frozen=True)
@@ -95,14 +85,6 @@ class Evolution:
     history: pd.DataFrame
     best: list[Individual]
     survivors: list[Individual]
-
-
-def algorithm_1(
-    net: nn.Module, split: Split, generate: mge.Settings, *, layers: Layers = mge.layer_generator, tries: int = 100
-) -> First:
-    """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `algorithm1`."""
-    base, fitness = population.state_of(net), algorithm1.cached(net, split)
-    return lambda seed: algorithm1.search(base, generate, seed, fitness, layers=layers, tries=tries).recipe
 
 
 def evolve(
@@ -119,7 +101,7 @@ def evolve(
 ) -> Evolution:
     """Evolve a population of models that are generated from `base`: E-MGE.
 
-    The first population is drawn by `first`, with all layers at once or by `algorithm_1`. Each generation then adds
+    The first population is drawn by `first`, with all layers at once or, say, by Algorithm 1. Each generation then adds
     mutants (parents in turn, one layer drawn anew), fusions (two parents at random, averaged) and fresh individuals,
     made like the first ones; the fittest survive, older ones first among equals. An individual whose fitness is not
     finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with plain noise.
@@ -139,10 +121,12 @@ def evolve(
         parents = _fittest([*parents, *children], settings.parents)
         if not parents:
             raise MgenbError(f"generation {generation} is empty: none of {len(children)} has a finite fitness")
-        rows.append(_row(rows, children, [member.individual for member in parents]))
-        best.append(parents[0].individual)
-        store.save_progress(checkpoint, key, _plain(rows, best, parents))
-    return Evolution(pd.DataFrame(rows), best, [member.individual for member in parents])
+        rows.append(_row(rows, children, parents))
+        best.append(replace(parents[0], make=dict))
+        states = [parent.make() for parent in parents]
+        progress = {"rows": rows, "best": _plain(best), "survivors": _plain(parents), "states": states}
+        store.save_progress(checkpoint, key, progress)
+    return Evolution(pd.DataFrame(rows), best, [replace(parent, make=dict) for parent in parents])
 
 
 def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers = mge.layer_generator) -> State:
@@ -164,40 +148,39 @@ class _Breeding:
         self.draw = {name: layers(base[name], generate) for name in frequency.weight_names(base)}
         self.first = first or (lambda seed: {name: derive(seed, name) for name in self.draw})
 
-    def children(self, generation: int, parents: Sequence[_Member]) -> list[_Member]:
+    def children(self, generation: int, parents: Sequence[Individual]) -> list[Individual]:
         """Return the children of a generation; they depend on seed, generation and parents alone."""
         settings, seed = self.settings, derive(self.seed, "generation", generation)
+        count = settings.fresh if parents else settings.parents
+        fresh = [self.fresh(derive(seed, "fresh", i)) for i in range(count)]
         if not parents:
-            return self.fresh(settings.parents, seed)
+            return fresh
         rng, mutants = numpy_generator(seed, "choices"), []
         for i in range(settings.mutations):
             name = str(rng.choice(list(self.draw)))
             mutants.append(self.mutant(parents[i % len(parents)], name, derive(seed, "mutation", i)))
         fusions = [self.fusion(parents, rng) for _ in range(settings.fusions)]
-        return [*mutants, *fusions, *self.fresh(settings.fresh, seed)]
+        return [*mutants, *fusions, *fresh]
 
-    def fresh(self, count: int, seed: int) -> list[_Member]:
-        """Return individuals drawn from the base, as those of the first population."""
-        return [self.drawn(self.first(derive(seed, "fresh", i))) for i in range(count)]
-
-    def drawn(self, first: Mapping[str, int]) -> _Member:
-        """Return the individual with these draws, and the base's weights in other layers."""
+    def fresh(self, seed: int) -> Individual:
+        """Return an individual drawn from the base; layers that `first` leaves out stay the base's."""
+        first = self.first(seed)
         recipe = {name: {first[name]: 1.0} if name in first else {} for name in self.draw}
 
         def make() -> State:
             return {name: draw(first[name]) if name in first else self.base[name] for name, draw in self.draw.items()}
 
-        return _Member(Individual(recipe, "fresh"), make)
+        return Individual(recipe, "fresh", make=make)
 
-    def mutant(self, parent: _Member, name: str, seed: int) -> _Member:
+    def mutant(self, parent: Individual, name: str, seed: int) -> Individual:
         """Return a parent with the unimportant part of one layer drawn anew."""
-        recipe = {**parent.individual.recipe, name: {seed: 1.0}}
-        return _Member(Individual(recipe, "mutation"), lambda: {**parent.make(), name: self.draw[name](seed)})
+        recipe = {**parent.recipe, name: {seed: 1.0}}
+        return Individual(recipe, "mutation", make=lambda: {**parent.make(), name: self.draw[name](seed)})
 
-    def fusion(self, available: Sequence[_Member], rng: np.random.Generator) -> _Member:
+    def fusion(self, available: Sequence[Individual], rng: np.random.Generator) -> Individual:
         """Return the weighted average of two at random of those that are available."""
         first, second = (available[i] for i in rng.choice(len(available), 2, replace=len(available) < 2))
-        share, (a, b) = float(rng.random()), (first.individual.recipe, second.individual.recipe)
+        share, (a, b) = float(rng.random()), (first.recipe, second.recipe)
         recipe = {name: _mixed(a[name], b[name], share) for name in self.draw}
 
         def make() -> State:
@@ -205,9 +188,9 @@ class _Breeding:
             # lerp leaves a weight on which both agree as it is, bit for bit
             return {name: torch.lerp(a[name], b[name], share) for name in self.draw}
 
-        return _Member(Individual(recipe, "fusion"), make)
+        return Individual(recipe, "fusion", make=make)
 
-    def evaluated(self, children: Sequence[_Member], quality: Criterion, additional: Criterion) -> list[_Member]:
+    def evaluated(self, children: Sequence[Individual], quality: Criterion, additional: Criterion) -> list[Individual]:
         """Return the children with their fitness; criteria make each state when they come to it, one at a time."""
         gamma, nothing = self.settings.gamma, [0.0] * len(children)
 
@@ -216,10 +199,8 @@ class _Breeding:
             return population.scores(name, criterion, states, len(children))
 
         parts = scores("quality", quality), scores("additional", additional) if gamma else nothing
-        return [
-            _Member(replace(individual, quality=q, additional=a, fitness=q + gamma * a), make)
-            for (individual, make), q, a in zip(children, *parts, strict=True)
-        ]
+        evaluated = zip(children, *parts, strict=True)
+        return [replace(child, quality=q, additional=a, fitness=q + gamma * a) for child, q, a in evaluated]
 
 
 def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict[int, float]:
@@ -227,31 +208,29 @@ def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict
     return {seed: (1 - share) * a.get(seed, 0) + share * b.get(seed, 0) for seed in {**a, **b}}
 
 
-def _held(individual: Individual, state: State) -> _Member:
-    return _Member(individual, lambda: state)
+def _held(individual: Individual, state: State) -> Individual:
+    return replace(individual, make=lambda: state)
 
 
-def _fittest(everyone: Sequence[_Member], count: int) -> list[_Member]:
+def _fittest(everyone: Sequence[Individual], count: int) -> list[Individual]:
     """Return those of the highest finite fitness, fittest first, the first of equals; their weights are held."""
-    finite = [member for member in everyone if math.isfinite(member.individual.fitness)]
-    chosen = sorted(finite, key=lambda member: -member.individual.fitness)[:count]
-    return [_held(individual, make()) for individual, make in chosen]
+    finite = [individual for individual in everyone if math.isfinite(individual.fitness)]
+    chosen = sorted(finite, key=lambda individual: -individual.fitness)[:count]
+    return [_held(individual, individual.make()) for individual in chosen]
 
 
-def _row(before: Sequence[Mapping[str, Any]], children: Sequence[_Member], survivors: Sequence[Individual]) -> Row:
+def _row(before: Sequence[Mapping[str, Any]], children: Sequence[Individual], survivors: Sequence[Individual]) -> Row:
     """Return the row of history of a generation, from the rows `before` it."""
-    fitness, origins = [member.fitness for member in survivors], Counter(member.origin for member in survivors)
+    fitness, origins = [survivor.fitness for survivor in survivors], Counter(survivor.origin for survivor in survivors)
     return {
         "generation": len(before),
         "evaluations": (before[-1]["evaluations"] if before else 0) + len(children),
         "best": fitness[0],
         "mean": float(np.mean(fitness)),
         "worst": fitness[-1],
-        "quality": survivors[0].quality,
-        "additional": survivors[0].additional,
-        "draws": survivors[0].draws,
+        **{name: getattr(survivors[0], name) for name in ("quality", "additional", "draws")},
         **{origin: origins[origin] for origin in ORIGINS},
-        "failed": sum(not math.isfinite(child.individual.fitness) for child in children),
+        "failed": sum(not math.isfinite(child.fitness) for child in children),
     }
 
 
@@ -263,15 +242,12 @@ def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, lay
     return store.key_of(about)
 
 
-def _plain(rows: Sequence[Row], best: Sequence[Individual], parents: Sequence[_Member]) -> dict[str, Any]:
-    """Return what a checkpoint holds, for `_restored`."""
-    survivors, states = [vars(member.individual) for member in parents], [member.make() for member in parents]
-    return {"rows": rows, "best": [vars(individual) for individual in best], "survivors": survivors, "states": states}
+def _plain(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in vars(one).items() if name != "make"} for one in individuals]
 
 
-def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[_Member]]:
+def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[Individual]]:
     """Return rows of history, the best of each, and the parents of the next generation; nothing before the first."""
-    if saved is None:
-        return [], [], []
+    saved = saved or {"rows": [], "best": [], "survivors": [], "states": []}
     best, survivors = ([Individual(**fields) for fields in saved[name]] for name in ("best", "survivors"))
     return saved["rows"], best, list(map(_held, survivors, saved["states"]))

@@ -125,8 +125,7 @@ def smallest_band(weight: Tensor, transform: str) -> int:
 
 def change_layers(state: State, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Return `state` with `change(name, weight)` in place of every weight layer."""
-    layers = {name: change(name, state[name]) for name in weight_names(state)}
-    return {**state, **layers}
+    return {**state, **{name: change(name, state[name]) for name in weight_names(state)}}
 
 
 def frequency_of(shape: torch.Size, transform: str) -> Tensor:
@@ -216,8 +215,7 @@ def select(
     if domain != natural:
         raise MgenbError(f"selection {selection!r} is about {natural}; set domain={natural!r}")
     if selection == "random":
-        everywhere = torch.ones_like(weight, dtype=torch.bool)
-        return random_part(everywhere, count, torch_generator(seed, "random selection"))
+        return random_part(torch.ones_like(weight, dtype=torch.bool), count, torch_generator(seed, "random selection"))
     if selection == "high":
         order = frequency_of(weight.shape, transform).reshape(-1).argsort(stable=True)
         return _mask_of(weight.shape, order[:count].to(weight.device))

@@ -48,7 +48,7 @@ class Settings:
     band: str = "mid"
 
     def __post_init__(self) -> None:
-        demand(self, noise=NOISES, scale=SCALES, band=frequency.BANDS, z=0.0, t=(0.0, 1.0))
+        demand(self, noise=NOISES, scale=SCALES, band=frequency.BANDS, z=(0.0, 1e6), t=(0.0, 1.0))
         unimportant(torch.eye(2), self, 0)  # selection, domain and transform, before anything is trained
 
 
@@ -94,7 +94,7 @@ def _redrawer(weight: Tensor, settings: Settings) -> Callable[[Tensor, Tensor], 
     old = frequency.to_coefficients(weight, settings.transform) if settings.domain == "coefficients" else weight
 
     def redrawn(mask: Tensor, raw: Tensor) -> Tensor:
-        values = _shaped(raw.to(weight), settings.noise, z)
+        values = _shaped(raw.to(weight, non_blocking=True), settings.noise, z)
         if settings.domain == "weights":
             return torch.where(mask, values, weight)
         return frequency.change_coefficients(weight, mask, values, settings.transform, old)
@@ -183,19 +183,21 @@ def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[St
     device is busy with the stack before. For selections that depend on the seed, see `model_generator`.
     """
     weights = {name: base[name] for name in frequency.weight_names(base)}
-    redrawn = {name: _stack_redrawer(weight, settings) for name, weight in weights.items()}
+    redrawn = {}
+    for name, weight in weights.items():
+        layer = partial(_redrawer(weight, settings), unimportant(weight, settings, 0))
+        redrawn[name] = torch.func.vmap(layer, randomness="same")  # a shuffled transform draws its one order
     size = max(1, STACK_ELEMENTS // sum(weight.numel() for weight in weights.values()))
-    parts = [seeds[first : first + size] for first in range(0, len(seeds), size)]
-    if not parts:
-        return
     with ThreadPoolExecutor() as threads:
-        raw, jobs = _draw_ahead(threads, weights, settings, parts[0])
-        for following in [*parts[1:], []]:
+        drawing = (_draw_ahead(threads, weights, settings, seeds[i : i + size]) for i in range(0, len(seeds), size))
+        ahead = next(drawing, None)
+        while ahead is not None:
+            raw, jobs = ahead
             for job in jobs:
                 job.result()
-            ready, (raw, jobs) = raw, _draw_ahead(threads, weights, settings, following)
-            yield {name: redrawn[name](values) for name, values in ready.items()}
-            if any(values.is_pinned() for values in ready.values()):
+            ahead = next(drawing, None)
+            yield {name: redrawn[name](values) for name, values in raw.items()}
+            if any(values.is_pinned() for values in raw.values()):
                 torch.cuda.synchronize()  # else draws are made, and held, far ahead of the device
 
 
@@ -206,13 +208,6 @@ def _draw_ahead(
     raw = {n: torch.empty((len(seeds), *w.shape), pin_memory=w.is_cuda) for n, w in weights.items()}
     rows = [(values[row], derive(seed, name)) for name, values in raw.items() for row, seed in enumerate(seeds)]
     return raw, [threads.submit(_fill, row, settings, seed) for row, seed in rows]
-
-
-def _stack_redrawer(weight: Tensor, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """Return random numbers [models, *shape] -> the layer redrawn by each, [models, *shape]."""
-    redrawn, mask = _redrawer(weight, settings), unimportant(weight, settings, 0)
-    each: Callable[[Tensor], Tensor] = torch.func.vmap(partial(redrawn, mask), randomness="same")
-    return lambda values: each(values.to(weight.device, non_blocking=True))
 
 
 def unstacked(stack: State) -> Iterator[State]:
