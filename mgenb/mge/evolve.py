@@ -123,9 +123,8 @@ def evolve(
             raise MgenbError(f"generation {generation} is empty: none of {len(children)} has a finite fitness")
         rows.append(_row(rows, children, parents))
         best.append(replace(parents[0], make=dict))
-        states = [parent.make() for parent in parents]
-        progress = {"rows": rows, "best": _plain(best), "survivors": _plain(parents), "states": states}
-        store.save_progress(checkpoint, key, progress)
+        progress = {"best": _plain(best), "survivors": _plain(parents), "states": [parent.make() for parent in parents]}
+        store.save_progress(checkpoint, key, {"rows": rows, **progress})
     return Evolution(pd.DataFrame(rows), best, [replace(parent, make=dict) for parent in parents])
 
 
@@ -227,7 +226,6 @@ def _row(before: Sequence[Mapping[str, Any]], children: Sequence[Individual], su
         "evaluations": (before[-1]["evaluations"] if before else 0) + len(children),
         "best": fitness[0],
         "mean": float(np.mean(fitness)),
-        "worst": fitness[-1],
         **{name: getattr(survivors[0], name) for name in ("quality", "additional", "draws")},
         **{origin: origins[origin] for origin in ORIGINS},
         "failed": sum(not math.isfinite(child.fitness) for child in children),
@@ -243,7 +241,7 @@ def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, lay
 
 
 def _plain(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in vars(one).items() if name != "make"} for one in individuals]
+    return [{name: value for name, value in vars(individual).items() if name != "make"} for individual in individuals]
 
 
 def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[Individual]]:

@@ -78,8 +78,9 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu") -> "Poo
     MgenbError when `out` holds another pool, when too few are accepted, or when it cannot be written; the rows stay.
     """
     place = devices.device(device)
-    own = (".", BASE, HEADER, MANIFEST)  # how names begin in a folder whose pool was killed before its header
-    if out.exists() and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
+    own = (".", BASE, MANIFEST)  # how names begin in a folder whose pool was killed before its header
+    known = (out / HEADER).exists() or not out.exists()
+    if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
         raise MgenbError(f"{out} is there and is no pool; choose another --out")
     limits: dict[str, Any] = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
     dataset = data.load(plan.dataset, source="samples" if plan.samples else "auto", seed=plan.seed, **limits).to(place)

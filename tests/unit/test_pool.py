@@ -141,6 +141,11 @@ def test_a_pool_cut_between_rows_or_before_its_header_ends_with_the_same_bytes(m
     assert content(own) == content(made.path)
 
 
+def test_a_pool_with_other_files_in_its_folder_is_still_one(own):
+    Pool(own).export(3, own / "mine.safetensors")
+    assert len(pool.create(PLAN, own)) == 8
+
+
 def test_a_larger_count_extends_a_pool_to_the_bytes_of_one_made_so(made, tmp_path):
     pool.create(plan(count=3), tmp_path / "grown")
     assert len(pool.create(PLAN, tmp_path / "grown")) == 8
