@@ -13,8 +13,6 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pool.")]
 Selection = Annotated[str, typer.Option(help="What is redrawn: energy, high, fig7, random, magnitude or largest.")]
-Early = Annotated[bool, typer.Option("--early-stop", help="End a model's pass once decided: accuracies become bounds.")]
-Limit = Annotated[int | None, typer.Option(help="Most candidates to try; 20 x count otherwise, at least 100.")]
 
 
 @app.command()
@@ -37,8 +35,6 @@ def create(
     train_limit: Annotated[int, typer.Option(help="Images to train with; 0 for all.")] = 0,
     val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
     samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
-    early_stop: Early = False,
-    max_candidates: Limit = None,
     device: Annotated[str, typer.Option(help="Where models are judged: auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Make a pool of accepted models; the same command goes on after an interruption.
@@ -50,9 +46,9 @@ def create(
 
     settings = mge.Settings(selection, t, noise, z, domain, scale, transform)
     base = {"seed": seed, "recipe": recipe, "epochs": epochs, "train_limit": train_limit, "samples": samples}
-    judged = {"eps": eps, "val_limit": val_limit, "early_stop": early_stop}
+    judged = {"eps": eps, "val_limit": val_limit}
     plan = pool.Plan(dataset, arch, count, settings, **base, **judged)  # type: ignore[arg-type]
-    print(pool.create(plan, out, max_candidates=max_candidates, device=device).describe())
+    print(pool.create(plan, out, device=device).describe())
 
 
 @app.command()
@@ -63,8 +59,7 @@ def show(folder: Folder, rows: Annotated[int, typer.Option(min=0, help="How many
     pool = Pool(folder, partial=True)
     print(pool.describe())
     if rows and len(pool.rows):
-        columns = ["index", "model", "right", "seen", "accuracy", "low", "high", "distance", "why"]
-        print(pool.rows[columns].head(rows).to_string(index=False, na_rep="-"))
+        print(pool.rows[["index", "seed", "right", "accuracy", "accepted"]].head(rows).to_string(index=False))
 
 
 @app.command()
@@ -78,9 +73,12 @@ def verify(
     """
     from mgenb.mge.pool import Pool
 
-    report = Pool(folder).verify(rows)
-    print(report)
-    if report.different:
+    verdicts = Pool(folder).verify(rows)
+    same, close, different = (verdicts.count(verdict) for verdict in ("same", "close", "different"))
+    print(f"{same} models bit for bit, {close} within float noise, {different} different")
+    if different:
+        numbers = [str(number) for number, verdict in enumerate(verdicts) if verdict == "different"]
+        print(f"not the recorded ones: models {', '.join(numbers)}")
         raise typer.Exit(1)
 
 

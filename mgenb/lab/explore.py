@@ -32,7 +32,7 @@ def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, s
         raise MgenbError(f"share is {share}; right is a number above 0 and up to 1")
     state = net.state_dict()
     old = state[choose("layer", layer, frequency.weight_names(state))]
-    count = round(share * frequency.smallest_band(old.shape, choose("transform", transform, frequency.TRANSFORMS)))
+    count = round(share * frequency.smallest_band(old, choose("transform", transform, frequency.TRANSFORMS)))
     seed = seeds.derive(0, "explore", layer, transform)
     weights = {"base": old}
     for name in frequency.BANDS:
@@ -67,7 +67,7 @@ def _short(layer: str) -> str:
 
 
 def _draw_spectrum(ax: Axes, old: torch.Tensor, new: torch.Tensor, transform: str, band: str) -> None:
-    where = frequency.frequency_of(old.shape, transform).reshape(-1)
+    where = frequency.frequency_of(old, transform).reshape(-1)
     bins = (where * BINS).long().clamp(max=BINS - 1)
     sizes = bins.bincount(minlength=BINS)
     start = frequency.BANDS.index(band) / 3

@@ -12,7 +12,8 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 BROKEN = {  # stem: what is run before the notebook
     "00_start_here": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "01_frequency_sensitivity": """
 from mgenb.mge import frequency
@@ -37,11 +38,13 @@ frequency.fig7_change = anything
 """,
     "04_weight_distribution": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "05_generated_vs_trained": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "06_accuracy_table": """
 from mgenb.measure import population
@@ -49,7 +52,8 @@ population.Count.passes = lambda self, fewest: True
 """,
     "07_time_ratio": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "08_adversarial_transfer": """
 from mgenb.measure import attacks
@@ -58,13 +62,13 @@ attacks.craft = lambda net, images, labels, attack, **options: images.float() / 
     "09_robust_evolution": """
 from mgenb.mge import evolve
 children = evolve._Breeding.children
-evolve._Breeding.children = lambda self, generation, progress: children(self, 0, progress)
+evolve._Breeding.children = lambda self, generation, parents: children(self, 0, [])
 """,
     "10_few_shot_evolution": """
 from mgenb.mge import evolve
-def first_parent(self, progress, first, second, share):
-    state = {**self.base, **progress.states[first]}
-    return evolve._Child(progress.survivors[first].recipe, "fusion", lambda: state)
+def first_parent(self, available, rng):
+    first = available[int(rng.integers(len(available)))]
+    return evolve._Member(evolve.Individual(first.individual.recipe, "fusion"), first.make)
 evolve._Breeding.fusion = first_parent
 """,
     "11_mega_fitness": """

@@ -26,7 +26,7 @@ def test_accuracies_are_those_of_a_direct_evaluation(lenet, small):
     for layer, transform, share in product(LAYERS[::2], frequency.TRANSFORMS, SHARES):
         shown = texts(explore.frame(lenet, small.val, layer, transform, "low", share))
         assert f"unchanged\n{100 * population.correct(lenet, small.val).double().mean():.1f} %" in shown
-        count = round(share * frequency.smallest_band(base[layer].shape, transform))
+        count = round(share * frequency.smallest_band(base[layer], transform))
         seed = seeds.derive(0, "explore", layer, transform)
         for band in frequency.BANDS:
             changed = frequency.zero_band(base[layer], band, count, transform=transform, seed=seed)
