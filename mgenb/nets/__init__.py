@@ -1,6 +1,5 @@
 """Networks by name: `build(arch, channels, size, classes)` returns a classifier for uint8 or [0, 1] images."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -10,10 +9,9 @@ from torch.nn import functional
 from mgenb.errors import MgenbError, choose
 from mgenb.nets.alexnet import alexnet
 from mgenb.nets.conv4 import conv4
-from mgenb.nets.googlenet import googlenet
+from mgenb.nets.layers import chain
 from mgenb.nets.lenet import lenet
 from mgenb.nets.mega import MEGA
-from mgenb.nets.mobilenet import mobilenet_v2
 from mgenb.nets.resnet import resnet18
 from mgenb.nets.vgg import VGG
 from mgenb.nets.vit import vit
@@ -25,8 +23,6 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {  # (channels, clas
     "alexnet": alexnet,
     **VGG,
     "resnet18": resnet18,
-    "mobilenet_v2": mobilenet_v2,
-    "googlenet": googlenet,
     "conv4": conv4,
     "vit": vit,
     **MEGA,
@@ -78,8 +74,7 @@ def build(
         )
     mean = torch.full((channels,), 0.5) if mean is None else mean
     std = torch.full((channels,), 0.25) if std is None else std
-    parts = OrderedDict(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
-    return nn.Sequential(parts)
+    return chain(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
 
 
 def count_parameters(net: nn.Module) -> int:

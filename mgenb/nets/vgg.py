@@ -1,20 +1,11 @@
 """VGG for 32 x 32 images: torchvision's layers with a head of 512 to classes in place of the 4096-wide one."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from torch import nn
 
-
-def draw_he(layers: nn.Sequential, mode: Literal["fan_in", "fan_out"]) -> None:
-    """Draw the weights of the convolutions for ReLU (He et al. 2015); biases become zero."""
-    for module in layers:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+from mgenb.nets.layers import chain, draw_he
 
 
 def _vgg(config: str, batch_norm: bool, channels: int, classes: int) -> nn.Module:
@@ -23,7 +14,7 @@ def _vgg(config: str, batch_norm: bool, channels: int, classes: int) -> nn.Modul
     features = make_layers(cfgs[config], batch_norm=batch_norm)
     features[0] = nn.Conv2d(channels, 64, 3, padding=1)
     draw_he(features, "fan_out")
-    return nn.Sequential(OrderedDict(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes)))
+    return chain(features=features, flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
 
 
 # Simonyan and Zisserman 2015, configurations A and D, without and with BatchNorm
