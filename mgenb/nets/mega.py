@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mgenb.nets.layers import chain
+from mgenb.nets.mge import chain
 
 MOMENTUM, EPS, DENSENET_EPS = 0.01, 1e-3, 1.001e-5
 
