@@ -80,7 +80,7 @@ def data_found() -> Iterator[Finding]:
     yield True, f"MGENB_DATA {folder or 'is not set'}"
     for name in data.NAMES:
         try:
-            where = sources.find(name, "auto", None, False).source
+            where = sources.find(name).source
         except MgenbError as error:
             yield True, f"data {name}: missing; {error}"
             continue

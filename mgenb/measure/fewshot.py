@@ -6,7 +6,7 @@ fine-tuning of the whole network on the support images.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,6 @@ from mgenb.store import State
 
 DISTANCES = ("euclidean", "cosine")
 RATE = 0.001  # Adam's, in fine-tuning
-AT_ONCE = 64  # episodes that are classified together: what they gather fits a cache
 # what ImageNet's 1,000 classes hold of a dataset's, so that weights trained on them have seen it
 SEEN_IN_IMAGENET = {
     "mini_imagenet": "all its classes, the novel ones too, are ImageNet's",
@@ -67,15 +66,23 @@ def draw(split: Split, episodes: Episodes) -> Drawn:
     """Draw episodes by their seed, the same for every network.
 
     Each support image is from another group (a GTSRB track: one physical sign), and no query image is from the
-    groups of the support. Raises MgenbError where classes or images are too few.
+    groups of the support. Raises MgenbError where classes or images are too few, whichever groups are drawn.
     """
-    members = _members(split, episodes)
+    members = _members(split)
+    _enough({str(label): np.bincount(groups) for label, (_, groups) in members.items()}, episodes, split.role)
     rng = numpy_generator(episodes.seed, "episodes")
     classes = np.array([rng.permutation(list(members))[: episodes.ways] for _ in range(episodes.count)])
     dealt = [_draw_class(*members[label], episodes, rng) for label in classes.flatten().tolist()]
     shape, device = (*classes.shape, -1), split.images.device
     support, query = (torch.tensor(np.array(images)).reshape(shape) for images in zip(*dealt, strict=True))
     return Drawn(torch.tensor(classes).to(device), support.to(device), query.to(device))
+
+
+def _members(split: Split) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return label -> (its images' indices, their groups counted from 0)."""
+    labels, groups = split.labels.cpu().numpy(), split.groups.cpu().numpy()
+    images = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    return {label: (own, np.unique(groups[own], return_inverse=True)[1]) for label, own in images.items()}
 
 
 def _draw_class(
@@ -89,41 +96,23 @@ def _draw_class(
     return images[first[: episodes.shots]], images[rank >= episodes.shots][: episodes.queries]
 
 
-def _members(split: Split, episodes: Episodes, names: Sequence[str] = ()) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return label -> (its images' indices, their groups counted from 0), after checking that they are enough."""
-    labels, groups = split.labels.cpu().numpy(), split.groups.cpu().numpy()
-    members = {}
-    for label in np.unique(labels).tolist():
-        images = np.flatnonzero(labels == label)
-        inverse, sizes = np.unique(groups[images], return_inverse=True, return_counts=True)[1:]
-        _enough(names[label] if names else str(label), sizes, episodes)
-        members[label] = images, inverse
-    _enough_classes(len(members), split.role, episodes)
-    return members
-
-
-def _enough(name: str, sizes: np.ndarray, episodes: Episodes) -> None:
-    """Refuse a class, with groups of `sizes`, whose images may not do for an episode, whichever groups are drawn."""
-    left = int(np.sort(sizes)[::-1][episodes.shots :].sum())
-    if left < episodes.queries:
-        tracks = f" in {len(sizes)} tracks" if sizes.max() > 1 else ""
-        raise MgenbError(
-            f"class {name} has {sizes.sum()} images{tracks}: beside {episodes.shots} for support {left} are left for"
-            f" {episodes.queries} queries; ask for fewer"
-        )
-
-
-def _enough_classes(count: int, what: str, episodes: Episodes) -> None:
-    if count < episodes.ways:
-        raise MgenbError(f"{count} {what} classes do not do for {episodes.ways} ways; right is at most {count} ways")
+def _enough(sizes: Mapping[str, np.ndarray], episodes: Episodes, what: str) -> None:
+    """Refuse classes, with groups of these sizes, that may not do for an episode."""
+    if len(sizes) < episodes.ways:
+        raise MgenbError(f"{len(sizes)} {what} classes do not do for {episodes.ways} ways; right is at most as many")
+    for name, size in sizes.items():
+        left = int(np.sort(size)[::-1][episodes.shots :].sum())
+        if left < episodes.queries:
+            wanted = f"{episodes.shots} support images and {episodes.queries} queries from other groups"
+            raise MgenbError(f"class {name} has {size.sum()} images in {len(size)} groups, too few for {wanted}")
 
 
 def check(split: ClassSplit, select: Episodes, novel: Episodes) -> None:
     """Raise MgenbError where episodes cannot be drawn, of the selection or of novel classes: before training."""
-    _enough_classes(len(split.novel), "novel", novel)
-    for name, images in zip(split.novel, split.data.test.counts(), strict=True):
-        _enough(name, np.ones(images, dtype=np.int64), novel)
-    _members(split.selection, select, split.val or split.base)
+    counts = zip(split.novel, split.data.test.counts(), strict=True)
+    _enough({name: np.ones(images, dtype=np.int64) for name, images in counts}, novel, "novel")
+    names, members = split.val or split.base, _members(split.selection)
+    _enough({names[label]: np.bincount(groups) for label, (_, groups) in members.items()}, select, "val")
 
 
 def features(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
@@ -141,11 +130,8 @@ def features(net: nn.Module, split: Split, state: State | None = None) -> torch.
 
 
 def head_of(net: nn.Module) -> str:
-    """Return the name of the last linear layer. Raises MgenbError for a network without one."""
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise MgenbError("the network has no linear layer; few-shot learning reads what the last one reads")
-    return names[-1]
+    """Return the name of the last linear layer."""
+    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 def nearest_prototype(embedded: torch.Tensor, drawn: Drawn, distance: str = "euclidean") -> torch.Tensor:
@@ -156,16 +142,12 @@ def nearest_prototype(embedded: torch.Tensor, drawn: Drawn, distance: str = "euc
     """
     if choose("distance", distance, DISTANCES) == "cosine":
         embedded = functional.normalize(embedded, dim=1)
-    right = []
-    for support, query in zip(drawn.support.split(AT_ONCE), drawn.query.split(AT_ONCE), strict=True):
-        prototypes, queries = embedded[support].mean(2), embedded[query]
-        if distance == "cosine":
-            prototypes = functional.normalize(prototypes, dim=2)
-        # |q - p|^2 without |q|^2, which is the same for all classes
-        scores = torch.einsum("ewqd,epd->ewqp", queries, prototypes) - prototypes.square().sum(2)[:, None, None] / 2
-        truth = torch.arange(query.shape[1], device=query.device)[None, :, None]
-        right.append(population.classes_of(scores) == truth)
-    return torch.cat(right).cpu()
+    prototypes, queries = embedded[drawn.support].mean(2), embedded[drawn.query]
+    if distance == "cosine":
+        prototypes = functional.normalize(prototypes, dim=2)
+    # |q - p|^2 without |q|^2, which is the same for all classes
+    scores = torch.einsum("ewqd,epd->ewqp", queries, prototypes) - prototypes.square().sum(2)[:, None, None] / 2
+    return population.classes_of(scores).cpu() == torch.arange(queries.shape[1])[:, None]
 
 
 def by_episode(right: torch.Tensor) -> np.ndarray:
