@@ -67,7 +67,7 @@ def datasets() -> Iterator[Finding]:
     yield True, f"MGENB_DATA {folder or 'is not set'} (of samples, the cpu and paper profiles download the rest)"
     for name in data.NAMES:
         try:
-            yield True, f"data {name}: {sources.find(name, 'auto', None, False).source}"
+            yield True, f"data {name}: {sources.find(name).source}"
         except MgenbError as error:
             yield True, f"data {name}: missing; {error}"
 

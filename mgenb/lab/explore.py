@@ -67,7 +67,7 @@ def _short(layer: str) -> str:
 
 
 def _draw_spectrum(ax: Axes, old: torch.Tensor, new: torch.Tensor, transform: str, band: str) -> None:
-    where = frequency.frequency_of(old, transform).reshape(-1)
+    where = frequency.frequency_of(old.shape, transform).reshape(-1)
     bins = (where * BINS).long().clamp(max=BINS - 1)
     sizes = bins.bincount(minlength=BINS)
     start = frequency.BANDS.index(band) / 3

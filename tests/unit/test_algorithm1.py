@@ -142,9 +142,8 @@ def noted(fitness, values):
         ("lenet", 20, 1, 5.0, 0.2),
         ("vgg11_bn", 8, 4, 1.0, 0.3),
         ("resnet18", 8, 4, 1.0, 0.2),
-        ("mobilenet_v2", 8, 5, 3.0, 0.2),
         ("vit", 20, 1, 3.0, 0.2),
-        ("googlenet", 8, 11, 0.5, 0.3),
+        ("densenet121", 8, 20, 0.5, 0.3),
     ],
 )
 def test_the_cached_search_is_the_plain_one_bit_for_bit(arch, n, every, z, eps, monkeypatch):

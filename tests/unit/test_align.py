@@ -174,8 +174,8 @@ def test_sums_share_an_order_and_concatenations_put_them_one_after_the_other():
     axes = align.specification(nets.build("densenet121", 3, 32, 10)).axes
     stem, first = ("net.features.conv0", 64), ("net.features.denseblock1.denselayer1.conv2", 32)
     assert axes["net.features.denseblock1.denselayer2.norm1.running_mean"] == ((stem, first),)
-    axes = align.specification(nets.build("mobilenet_v2", 3, 32, 10)).axes
-    assert axes["net.features.2.conv.1.0.weight"][0] == axes["net.features.2.conv.0.0.weight"][0]  # depthwise
+    axes = align.specification(nets.build("xception", 3, 32, 10)).axes
+    assert axes["net.entry.0.body.4.weight"][0] == axes["net.entry.0.body.1.weight"][0]  # depthwise
 
 
 class Broken(nn.Module):
