@@ -21,7 +21,7 @@ run: install
 	@$(BIN)/mgenb run all --profile quick
 
 test: install
-	$(BIN)/ruff check mgenb tests conftest.py
+	$(BIN)/ruff check mgenb tests notebooks conftest.py
 	$(BIN)/ruff format --check mgenb tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
