@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from mgenb import data, devices, mge, nets, stats, store, training
 from mgenb.errors import MgenbError, choose, demand
+from mgenb.executor import each
 from mgenb.measure import population
 from mgenb.mge import frequency
 from mgenb.seeds import torch_generator
@@ -40,7 +42,9 @@ KNOWN = {  # what the header holds beside the plan
 }
 MARKS = {"distance": float, "projection": float, "hash": str}  # of a row, by which its model is known
 COLUMNS = ["index", "seed", "right", "seen", "total", "accuracy", "low", "high", "accepted", "why", *MARKS, "settings"]
+TOGETHER = 32  # candidates that an executor has in one go
 Header = dict[str, Any]
+Tried = tuple[population.Count, dict[str, Any]]  # what was counted of a candidate, and its marks
 proportion = lru_cache(maxsize=4096)(stats.proportion)  # many rows have the same counts, and each costs a test
 
 
@@ -82,8 +86,17 @@ class Plan:
         mge.unimportant(torch.eye(2), self.settings, 0)  # a wrong transform or domain is told before training
 
 
-def create(plan: Plan, out: Path, *, max_candidates: int | None = None, device: str | torch.device = "cpu") -> "Pool":
+def create(
+    plan: Plan,
+    out: Path,
+    *,
+    max_candidates: int | None = None,
+    device: str | torch.device = "cpu",
+    executor: Executor | None = None,
+) -> "Pool":
     """Make the pool `out`, or go on with it: what was interrupted ends with the same bytes as what was not.
+
+    With an executor candidates are tried side by side: the same ones, and the same bytes.
 
     A `count` above the pool's own extends it. At most `max_candidates` rows are written (20 x count otherwise,
     and at least 100). Raises MgenbError when `out` holds another pool, when too few candidates are accepted, or
@@ -104,7 +117,7 @@ def create(plan: Plan, out: Path, *, max_candidates: int | None = None, device: 
     with store.lock(out / MANIFEST):
         _prepare(plan, out, dataset)
         _cut_partial_line(out / MANIFEST)
-        _grow(Pool(out, partial=True), dataset.val, limit)
+        _grow(Pool(out, partial=True), dataset.val, limit, executor)
         return Pool(out)
 
 
@@ -152,26 +165,59 @@ def _cut_partial_line(file: Path) -> None:
         os.truncate(file, whole)
 
 
-def _grow(pool: "Pool", val: data.Split, limit: int) -> None:
+def _grow(pool: "Pool", val: data.Split, limit: int, executor: Executor | None) -> None:
     """Try candidates, and write a row for each, until the pool is complete or has `limit` rows (MgenbError)."""
-    plan, base = pool.plan, pool.header["base"]
-    counted = population.counter(pool.network(pool.base).to(val.images.device), val)
-    fewest = mge.fewest_right(base["right"], base["total"], plan.eps) if plan.early_stop else None
-    done, accepted = len(pool.rows), len(pool)
+    plan, done, accepted = pool.plan, len(pool.rows), len(pool)
+    judge = _judge(pool, val)
     with tqdm(total=plan.count, initial=accepted, desc=f"pool {pool.path.name}", unit="model", miniters=0) as bar:
         while accepted < plan.count and done < limit:
-            state = pool.generated(mge.candidate_seed(plan.seed, done))
-            marks = pool.marks(state)
-            if not math.isfinite(marks["distance"]):
-                raise MgenbError(f"z = {plan.settings.z} makes weights that are not finite; try 0.2")
-            row = make_row(pool.header, done, counted([state], fewest)[0], marks)
-            _append(pool.path / MANIFEST, row)
-            done += 1
-            accepted += row["accepted"]
-            bar.set_postfix_str(f"{100 * accepted / done:.0f} % of {done} accepted", refresh=False)
-            bar.update(row["accepted"])
+            # as many as are needed whatever becomes of them: all that is tried has a row
+            for count, marks in _tried(judge, range(done, min(done + plan.count - accepted, limit)), executor):
+                row = make_row(pool.header, done, count, marks)
+                _append(pool.path / MANIFEST, row)
+                done += 1
+                accepted += row["accepted"]
+                bar.set_postfix_str(f"{100 * accepted / done:.0f} % of {done} accepted", refresh=False)
+                bar.update(row["accepted"])
     if accepted < plan.count:
         raise _too_few(Pool(pool.path, partial=True))
+
+
+def _judge(pool: "Pool", val: data.Split) -> Callable[[int], Tried]:
+    """Return what makes and judges a candidate by its index; it needs no file, and can be sent elsewhere."""
+    plan, base, generated, marks = pool.plan, pool.header["base"], pool.generated, pool.marks
+    counted = population.counter(pool.network(pool.base).to(val.images.device), val)
+    fewest = mge.fewest_right(base["right"], base["total"], plan.eps) if plan.early_stop else None
+
+    def judge(index: int) -> Tried:
+        with devices.one_thread():  # with more of them sums have another order
+            state = generated(mge.candidate_seed(plan.seed, index))
+            marked = marks(state)
+            if not math.isfinite(marked["distance"]):
+                raise MgenbError(f"z = {plan.settings.z} makes weights that are not finite; try 0.2")
+            return counted([state], fewest)[0], marked
+
+    return judge
+
+
+def _tried(judge: Callable[[int], Tried], indices: range, executor: Executor | None) -> Iterator[Tried]:
+    """Yield what became of each candidate, in order; an executor has several at a time."""
+    if executor is None:
+        yield from map(judge, indices)
+        return
+    size = min(TOGETHER, math.ceil(len(indices) / 4))
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+    ready: dict[int, list[Tried]] = {}
+    following = 0
+    for number, tried in each(partial(_several, judge), batches, executor, "candidates"):
+        ready[number] = tried
+        while following in ready:
+            yield from ready.pop(following)
+            following += 1
+
+
+def _several(judge: Callable[[int], Tried], indices: range) -> list[Tried]:
+    return [judge(index) for index in indices]
 
 
 def _too_few(pool: "Pool") -> MgenbError:
@@ -255,6 +301,19 @@ def _read_rows(file: Path, header: Header) -> list[dict[str, Any]]:
     return rows
 
 
+def marker(base: State) -> Callable[[State], dict[str, Any]]:
+    """Return what gives a model's marks: distance to `base`, projection of the change on a fixed direction, hash."""
+    names = frequency.weight_names(base)
+    directions = {n: torch.randn(base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
+
+    def marks(state: State) -> dict[str, Any]:
+        along = (((state[n] - base[n]).double() * direction).sum().item() for n, direction in directions.items())
+        projection = float(f"{math.fsum(along) / _norm(base):.8g}")
+        return {"distance": relative_distance(base, state), "projection": projection, "hash": weights_hash(state)}
+
+    return marks
+
+
 def weights_hash(state: State) -> str:
     """Return the hash of a row: 16 hex digits for the weight layers, which are all that differs in a pool."""
     return store.tensor_hash(state, frequency.weight_names(state))[:16]
@@ -335,15 +394,9 @@ class Pool(Mapping[int, nn.Module]):
         return mge.model_generator(self.base, self.plan.settings)
 
     @cached_property
-    def _directions(self) -> State:
-        names = frequency.weight_names(self.base)
-        return {n: torch.randn(self.base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
-
-    def marks(self, state: State) -> dict[str, Any]:
-        """Return a model's `distance`, the projection of its change on a fixed random direction, and its hash."""
-        along = (((state[n] - self.base[n]).double() * one).sum().item() for n, one in self._directions.items())
-        projection = float(f"{math.fsum(along) / _norm(self.base):.8g}")
-        return {"distance": relative_distance(self.base, state), "projection": projection, "hash": weights_hash(state)}
+    def marks(self) -> Callable[[State], dict[str, Any]]:
+        """State_dict -> its `distance`, the projection of its change on a fixed random direction, and its hash."""
+        return marker(self.base)
 
     def network(self, state: State) -> nn.Module:
         """Return a new network of the pool's architecture with a copy of these weights, in eval mode."""
