@@ -71,7 +71,8 @@ def _numbers(part: rows.Part) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
+    quiet = bool(os.environ.get("TQDM_DISABLE"))  # as in processes that share a screen
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, quiet=quiet)
     if finish:
         finish(net, dataset)
     return net
