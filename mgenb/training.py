@@ -4,7 +4,9 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, choose
+from mgenb.executor import each
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
 
@@ -255,11 +258,22 @@ def trained(
 
 
 def trained_all(
-    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int]
+    arch: str,
+    dataset: Dataset,
+    *,
+    recipe: str = "mge-adam",
+    epochs: int,
+    seeds: Sequence[int],
+    executor: Executor | None = None,
 ) -> list[nn.Module]:
-    """Return `trained` for each of the seeds; on a GPU, small networks that are not in the cache train side by side."""
+    """Return `trained` for each of the seeds; those that are not in the cache train side by side.
+
+    On a GPU the small ones do, in this process; else all of them where there is an executor.
+    """
     if dataset.train.images.is_cuda:
         _train_missing(arch, dataset, recipe, epochs, seeds)
+    elif executor:
+        _train_by(executor, arch, dataset, recipe, epochs, seeds)
     return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
 
 
@@ -275,6 +289,26 @@ def _train_missing(arch: str, dataset: Dataset, recipe: str, epochs: int, seeds:
         path, settings = files[seed]
         with store.lock(path):
             _keep(path, net, settings, losses[derive(seed, "fit", arch)])
+
+
+def _train_by(executor: Executor, arch: str, dataset: Dataset, recipe: str, epochs: int, seeds: Sequence[int]) -> None:
+    """Train what the cache lacks by an executor, whose own cache may be another one."""
+    files = {seed: _cached(arch, dataset, recipe, epochs, seed)[0] for seed in seeds}
+    missing = [seed for seed in seeds if not _is_there(files[seed])]
+    train = partial(_trained_there, arch, dataset, recipe, epochs)
+    for number, (state, settings) in each(train, missing, executor, f"{arch} of seed"):
+        path = files[missing[number]]
+        with store.lock(path):
+            if not _is_there(path):
+                store.save_weights(path, state, settings)
+
+
+def _trained_there(
+    arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int
+) -> tuple[store.State, dict[str, Any]]:
+    """Return weights and settings of a trained network, from the cache of where this runs."""
+    trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, quiet=True)
+    return store.load_weights(_cached(arch, dataset, recipe, epochs, seed)[0])
 
 
 def _cached(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> tuple[Path, dict[str, Any]]:

@@ -45,6 +45,17 @@ def _apart(request, monkeypatch, session_cache):
         yield
 
 
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The address of a Dask cluster: two worker processes with one thread, on another machine as far as files go."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+        patch.setenv("MGENB_CACHE", str(tmp_path_factory.mktemp("elsewhere")))
+        given = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        with distributed.LocalCluster(**given) as found:
+            yield found.scheduler_address
+
+
 @pytest.fixture
 def recorded():
     """What makes a record of notebook 03 with one claim, made by today's registry and experiment."""

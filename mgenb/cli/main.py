@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mgenb.cli import merge, pool
+from mgenb.cli.options import Jobs, Scheduler
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog, stage
 
@@ -92,24 +93,26 @@ def run(
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
 ) -> None:
     """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
 
     Names and types are checked before anything starts. Executed notebooks, figures and records go to --out.
+    With --jobs several notebooks run side by side; of a single one its parts do.
     """
     from mgenb.lab import execute
 
-    jobs = execute.plan(which, profile, parameter or [], out)
+    planned = execute.plan(which, profile, parameter or [], out)
     if dry_run:
-        for job in jobs:
+        for job in planned:
             given = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())
-            print(f"{job.notebook.stem}: {given}; cost {job.notebook.cost[profile]}; to {job.executed}")
+            print(f"{job}: {given}; cost {job.notebook.cost[profile]}; to {job.executed}")
         return
     outcomes = []
-    for job in jobs:
-        print(f"{job.notebook.stem} (about {job.notebook.cost[profile]}) ...", file=sys.stderr)
-        outcomes.append(execute.execute(job))
+    for outcome in execute.execute_all(planned, jobs, scheduler):
+        outcomes.append(outcome)
         print(outcomes[-1].line, flush=True)
     print(execute.where_to_look(outcomes))
     if any(outcome.error for outcome in outcomes):

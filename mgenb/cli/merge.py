@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mgenb.cli.options import Jobs, Scheduler
 
 if TYPE_CHECKING:
     from mgenb.data import Split
@@ -31,6 +34,8 @@ def merge(
     val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
     samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
     device: Annotated[str, typer.Option(help="Where to evaluate: auto, cpu or cuda.")] = "auto",
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Merge two trained networks, and compare the result with both.
 
@@ -41,6 +46,7 @@ def merge(
     """
     from mgenb import data, devices, mega, nets, store, training
     from mgenb.errors import MgenbError, choose
+    from mgenb.executor import each, workers
     from mgenb.mega import methods
 
     choose("architecture", arch, nets.ARCHITECTURES)
@@ -58,12 +64,23 @@ def merge(
     told |= {"train_limit": train_limit, "parents": [store.file_hash(file) for file in (first, second)]}
     asked = {**told, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
-    found = {name: methods.METHODS[name](replace(task, keep=kept[name])) for name in names}
+    with workers(jobs, scheduler) as executor:
+        done = dict(each(partial(_merged, task, kept), names, executor, "method"))
+    found = {name: done[number] for number, name in enumerate(names)}
     parents = {str(file): methods.Found((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
     _show(task, {**found, **parents}, images.test.unseal(f"mgenb merge {method}"))
     _save(out, found, told)
     for file in kept.values():
         file.unlink(missing_ok=True)
+
+
+def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Found":
+    """Return what a method finds, with one thread: with more of them sums have another order."""
+    from mgenb.devices import one_thread
+    from mgenb.mega.methods import METHODS
+
+    with one_thread():
+        return METHODS[name](replace(task, keep=kept[name]))
 
 
 def _show(task: "Task", found: Mapping[str, "Found"], test: "Split") -> None:

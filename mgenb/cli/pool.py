@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mgenb.cli.options import Jobs, Scheduler
+
 app = typer.Typer(
     help="Pools: many generated and accepted models, kept as recipes. Start: mgenb pool create --help",
     no_args_is_help=True,
@@ -36,19 +38,24 @@ def create(
     val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
     samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
     device: Annotated[str, typer.Option(help="Where models are judged: auto, cpu or cuda.")] = "auto",
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Make a pool of accepted models; the same command goes on after an interruption.
 
     Example: mgenb pool create --dataset mnist --arch lenet --count 1000 --out pool
     """
     from mgenb import mge
+    from mgenb.executor import workers
     from mgenb.mge import pool
 
     settings = mge.Settings(selection, t, noise, z, domain, scale, transform)
     base = {"seed": seed, "recipe": recipe, "epochs": epochs, "train_limit": train_limit, "samples": samples}
     judged = {"eps": eps, "val_limit": val_limit}
     plan = pool.Plan(dataset, arch, count, settings, **base, **judged)  # type: ignore[arg-type]
-    print(pool.create(plan, out, device=device).describe())
+    with workers(jobs, scheduler) as executor:
+        made = pool.create(plan, out, device=device, executor=executor)
+    print(made.describe())
 
 
 @app.command()

@@ -8,10 +8,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mgenb import executor
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
@@ -25,13 +26,16 @@ LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to execute: the file it is in, its parameters and the folder for what it makes."""
+    """One notebook to execute: its file and parameters, the folder for what it makes, and what its kernel inherits."""
 
     notebook: catalog.Notebook
     path: Path
     parameters: Mapping[str, Any]
     out: Path
-    rows: Path | None = None  # a folder with rows that are read; None: it measures
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.notebook.stem
 
     @property
     def executed(self) -> Path:
@@ -56,10 +60,9 @@ class Outcome:
     @property
     def line(self) -> str:
         """One line for the screen, two when the notebook failed."""
-        stem = self.job.notebook.stem
         if self.error:
-            return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
-        return f"{stem}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
+            return f"{self.job}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
+        return f"{self.job}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
 
 
 def path_of(notebook: catalog.Notebook) -> Path:
@@ -106,6 +109,20 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def execute_all(jobs: Sequence[Job], processes: str | None, scheduler: str | None) -> Iterator[Outcome]:
+    """Yield outcomes as they come: of several notebooks side by side in so many processes, one kernel each.
+
+    Of a single notebook the parts are computed by the processes, and of each, in turn, by a cluster. See
+    `executor.asked` for what may be given.
+    """
+    count, address = executor.asked(processes, scheduler)
+    outside = count if len(jobs) > 1 else 0
+    own = {executor.JOBS: str(count - outside or ""), executor.SCHEDULER: address}
+    with executor.workers(str(outside or ""), "") as pool:
+        for _, outcome in executor.each(execute, [replace(job, environment=own) for job in jobs], pool, "notebook"):
+            yield outcome
+
+
 def execute(job: Job) -> Outcome:
     """Execute a notebook in a kernel of its own; what goes wrong in it is told by the outcome, not raised.
 
@@ -120,8 +137,9 @@ def execute(job: Job) -> Outcome:
         for path in job.out.glob(f"{stem}.parts/*"):
             (job.stage / path.parent.name).mkdir(exist_ok=True)
             path.replace(job.stage / path.parent.name / path.name)
+        print(f"{job} (about {job.notebook.cost[job.parameters['profile']]}) ...", file=sys.stderr)
         began = time.monotonic()
-        error = _execute_in(job.stage, job.path, job.parameters, job.rows)
+        error = _execute_in(job.stage, job.path, job.parameters, job.environment)
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)
@@ -134,12 +152,12 @@ def execute(job: Job) -> Outcome:
         return Outcome(job, seconds, record)
 
 
-def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: Path | None = None) -> str:
-    """Execute a notebook into `folder`; return what went wrong, "" when nothing did. With `rows` it only analyses."""
+def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """Execute a notebook into `folder`; return what went wrong, "" when nothing did."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    with _kernel(folder, rows) as kernel:
+    with _kernel({"MGENB_OUT": str(folder), **environment}) as kernel:
         try:
             how = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": sys.stderr.isatty()}
             papermill.execute_notebook(path, folder / path.name, dict(parameters), kernel_manager_class=kernel, **how)
@@ -151,16 +169,14 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: P
 
 
 @contextmanager
-def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
-    """Yield the class by which papermill starts a kernel, which writes to `out`, and speaks to it.
+def _kernel(environment: Mapping[str, str]) -> Iterator[type]:
+    """Yield the class by which papermill starts a kernel, which measures unless `environment` says otherwise.
 
-    The kernel reads what is in the folder `rows`; None: it measures. It is spoken to through sockets in a folder of
-    this user, not through ports of the machine, where there are such.
+    It is spoken to through sockets in a folder of this user, not through ports of the machine, where there are such.
     """
     from jupyter_client.manager import AsyncKernelManager
 
-    environment = {name: value for name, value in os.environ.items() if name != catalog.ANALYSE}
-    environment |= {"MGENB_OUT": str(out), **({catalog.ANALYSE: str(rows)} if rows else {})}
+    inherited = {**os.environ, catalog.ANALYSE: "", **environment}
     with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
         private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
 
@@ -169,7 +185,7 @@ def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
                 super().__init__(**options, **({"transport": "ipc", "ip": f"{folder}/kernel"} if private else {}))
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                await super().start_kernel(**options, env=environment)
+                await super().start_kernel(**options, env=inherited)
 
             async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
                 # in the midst of a cell a kernel that is asked to end tells of its own troubles first
@@ -260,7 +276,8 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
     stage.tidy(catalog.refreshing())
     folder = catalog.refreshing() / f"{profile}-{stem}"
     with stage.held(folder):
-        if error := _execute_in(folder, path, {} if quick else {"profile": profile}, None if measure else figures):
+        environment = {} if measure else {catalog.ANALYSE: str(figures)}
+        if error := _execute_in(folder, path, {} if quick else {"profile": profile}, environment):
             raise MgenbError(f"{stem} was left as it is; {error}")
         if quick:
             nb = nbformat.read(folder / path.name, as_version=4)

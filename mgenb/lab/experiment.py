@@ -17,6 +17,7 @@ from torch import nn
 
 from mgenb import data, store, training
 from mgenb.errors import MgenbError
+from mgenb.executor import each, workers
 from mgenb.lab import catalog, rows
 from mgenb.measure import population
 from mgenb.store import State
@@ -60,14 +61,18 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
 
     `finish(net, dataset)` changes each in place before anyone else sees it.
     """
-    numbers = [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
-    seeds = [1000 * part["seed"] + number for number in numbers]
+    seeds = [1000 * part["seed"] + number for number in _numbers(part)]
     return [_train(part["arch"], load(part), part["recipe"], part["epochs"], seed, finish) for seed in seeds]
+
+
+def _numbers(part: rows.Part) -> list[int]:
+    return [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
 
 
 @lru_cache(maxsize=8)
 def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
+    quiet = bool(os.environ.get("TQDM_DISABLE"))  # as in processes that share a screen
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, quiet=quiet)
     if finish:
         finish(net, dataset)
     return net
@@ -93,11 +98,10 @@ def measure(
     experiment: rows.Experiment,
     run: rows.Part,
     folder: Path,
-    executor: Executor | None = None,
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
-    `run` holds the run's seed, profile and device.
+    `run` holds the run's seed, profile and device. What measures side by side is chosen by `executor.workers`.
     """
     if source := os.environ.get(catalog.ANALYSE):
         found = rows.read(Path(source) / f"{experiment.stem}.csv")
@@ -105,7 +109,23 @@ def measure(
             raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")
         return rows.select(found, parts)
     once, facts = partial(_looking_once, function, run), partial(_facts, run)
-    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
+    with workers() as executor:
+        if executor:
+            _train_first(parts, run, executor)
+        return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
+
+
+def _train_first(parts: Sequence[rows.Part], run: rows.Part, executor: Executor) -> None:
+    """Train the networks that parts name side by side: parts of the same one would wait for each other."""
+    names = (*SPLITS, *TRAINED)
+    singles = [{name: part[name] for name in names} | {"base": n} for part in parts for n in _numbers(part)]
+    networks = {str(single): single for single in singles}
+    for _ in each(partial(_to_the_cache, run), networks.values(), executor, "network"):
+        pass
+
+
+def _to_the_cache(run: rows.Part, part: rows.Part) -> None:
+    trained({**part, **run})
 
 
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:

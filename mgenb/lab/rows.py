@@ -13,7 +13,7 @@ Two runs on one machine write the same CSV to the byte: what differs from run to
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from mgenb.errors import MgenbError
+from mgenb.executor import each
 
 SCHEMA = 1
 LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
@@ -77,36 +78,53 @@ def measure(
     `function(part)` returns rows (dicts, or a DataFrame), or rows and arrays, or these and facts, as a tuple.
     `facts(part)` returns what stands with a part: "data" and "weights" are hashes of what it rests on, and with them
     the part itself, the notebook, its VERSION and the seed make the key under which it is found again; "nets" names
-    the networks that have these weights. Where there is no executor, parts are measured one by one here.
+    the networks that have these weights. The executor measures parts side by side, without one they are
+    measured here in turn; each with one thread, and it is kept as soon as it is done.
     """
     plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
     if twice := next((part for part in plain if plain.count(part) > 1), None):
         raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
-    measure_part = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
-    _write(list((executor.map if executor else map)(measure_part, plain)), experiment, folder)
+    kept = folder / f"{experiment.stem}.parts"
+    there = frozenset(file.stem for file in kept.glob("*.json"))
+    files: dict[int, Path] = {}
+    for number, (key, stored, arrays) in each(partial(_measured, function, experiment, facts, there), plain, executor):
+        files[number] = kept / f"{key}.json"
+        if stored:
+            _keep(files[number], stored, arrays)
+    _write([files[number] for number in range(len(plain))], experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
-def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
-    """Return the file with the part's rows; it is made where it is not there."""
-    from mgenb.store import key_of, write_atomic, write_json  # imports torch
+def _measured(
+    function: Function, experiment: Experiment, facts: Facts, there: Set[str], part: dict[str, Any]
+) -> tuple[str, dict[str, Any], Mapping[str, np.ndarray]]:
+    """Return a part's key, its rows and what stands with them, and its arrays; nothing but the key where it is `there`.
 
-    about = dict(facts(dict(part)))
-    rests = {name: about.get(name) for name in ("data", "weights")}
-    key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
-    file = folder / f"{key}.json"
-    if file.exists():
-        return file
-    began = perf_counter()
-    made, arrays, more = unpacked(function(dict(part)))
-    rows = _tidy(made, part)
+    It runs where the executor has it, on another machine perhaps: the one who asks writes the files.
+    """
+    from mgenb.devices import one_thread  # imports torch
+    from mgenb.store import key_of
+
+    with one_thread():  # with more of them sums have another order
+        about = dict(facts(dict(part)))
+        rests = {name: about.get(name) for name in ("data", "weights")}
+        key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
+        if key in there:
+            return key, {}, {}
+        began = perf_counter()
+        made, arrays, more = unpacked(function(dict(part)))
+        about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
+    named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
+    return key, {"part": part, "rows": _tidy(made, part), "about": about}, named
+
+
+def _keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a part; its rows come last: with them it is there."""
+    from mgenb.store import write_atomic, write_json
+
     if arrays:
-        named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
-        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
-    about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
-    made_rows = {"part": part, "rows": rows, "about": about}
-    write_json(file, made_rows, sort_keys=False)  # their order is that of the columns; last: now the part is there
-    return file
+        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, arrays))
+    write_json(file, stored, sort_keys=False)  # their order is that of the columns
 
 
 def _save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 import mgenb
 from mgenb import claims, data, mega, stats, store, training
 from mgenb.errors import MgenbError
+from mgenb.executor import workers
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge, nothing_to_judge
 from mgenb.lab.parameters import Network
@@ -103,16 +103,14 @@ class Run:
             limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
         return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
 
-    def measure(
-        self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
-    ) -> rows.Rows:
+    def measure(self, parts: Sequence[rows.Part], function: rows.Function, *, version: int) -> rows.Rows:
         """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
 
         Where planned parts are missing from rows that are read, verdicts are *unfinished*.
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
-        found = experiment.measure(parts, function, name, self._of_run, self.out, executor)
+        found = experiment.measure(parts, function, name, self._of_run, self.out)
         self.machine = found.parts[["device", "cores"]].iloc[0].to_dict()
         self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
         for dataset, about in self._described.items():
@@ -152,7 +150,10 @@ class Run:
         """
         how = network or self.networks[0]
         seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
-        nets = training.trained_all(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds)
+        with workers() as executor:
+            nets = training.trained_all(
+                how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds, executor=executor
+            )
         if finish:
             for net in nets:
                 finish(net)

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from mgenb import data, devices, mge, nets, stats, store, training
 from mgenb.errors import MgenbError, choose, demand
+from mgenb.executor import each
 from mgenb.measure import population
 from mgenb.mge import frequency
 from mgenb.seeds import torch_generator
@@ -33,6 +35,7 @@ BASE, HEADER, MANIFEST = "base.safetensors", "base.json", "manifest.jsonl"
 FORMAT = 3
 NOISE = 1e-4  # float noise, as a share of the distance to the base
 COLUMNS = ["index", "seed", "right", "projection", "hash"]  # of a row; its "check" comes last
+TOGETHER = 32  # candidates that an executor has in one go
 Row = dict[str, Any]
 
 
@@ -71,10 +74,11 @@ class Plan:
         return cls(**{**fields, "settings": mge.Settings(**fields["settings"])})
 
 
-def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu") -> "Pool":
+def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executor: Executor | None = None) -> "Pool":
     """Make the pool `out`, or go on with it: what was interrupted ends with the same bytes as what was not.
 
-    A `count` above the pool's own extends it. At most 20 x count candidates are tried, and at least 100. Raises
+    With an executor candidates are tried side by side: the same ones, and the same bytes. A `count` above the pool's
+    own extends it. At most 20 x count candidates are tried, and at least 100. Raises
     MgenbError when `out` holds another pool, when too few are accepted, or when it cannot be written; the rows stay.
     """
     place = devices.device(device)
@@ -87,7 +91,7 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu") -> "Poo
     try:
         with store.lock(out / MANIFEST):
             _prepare(plan, out, dataset)
-            _grow(Pool(out, partial=True), dataset.val)
+            _grow(Pool(out, partial=True), dataset.val, executor)
     except OSError as error:
         kept = "all models made so far are kept, and the same command goes on once that is mended"
         raise MgenbError(f"could not write {out}: {error.strerror or error}; {kept}") from error
@@ -120,26 +124,72 @@ def _refuse_other(old: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) 
         raise MgenbError(f"{out} holds another pool: {'; '.join(differ[:3])}; choose another --out or delete it")
 
 
-def _grow(pool: "Pool", val: data.Split) -> None:
+def _grow(pool: "Pool", val: data.Split, executor: Executor | None) -> None:
     """Try candidates, and write a row for each, until the pool is complete; MgenbError when too few are accepted."""
     plan, done, accepted = pool.plan, len(pool.rows), len(pool)
-    counted = population.counter(pool.network(pool.base).to(val.images.device), val)
+    judge, most = _judge(pool, val), max(100, 20 * plan.count)
     bar = tqdm(total=plan.count, initial=accepted, desc=f"pool {pool.path.name}", unit="model", miniters=0)
     with bar, (pool.path / MANIFEST).open("ab") as manifest:
         manifest.truncate(pool.size)  # a killed process may have left half a row
-        while accepted < plan.count and done < max(100, 20 * plan.count):
-            seed = mge.candidate_seed(plan.seed, done)
-            state = pool.generated(seed)
-            row = {"index": done, "seed": seed, "right": counted([state], None)[0].right, **pool.marks(state)}
-            line = {**row, "check": pool.check(row)}
-            manifest.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-            manifest.flush()
-            os.fsync(manifest.fileno())
-            done, accepted = done + 1, accepted + (row["right"] >= pool.fewest)
-            bar.update(accepted - bar.n)
+        while accepted < plan.count and done < most:
+            # as many as are needed whatever becomes of them: all that is tried has a row
+            for row in _tried(judge, range(done, min(done + plan.count - accepted, most)), executor):
+                line = {**row, "check": pool.check(row)}
+                manifest.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+                manifest.flush()
+                os.fsync(manifest.fileno())
+                done, accepted = done + 1, accepted + (row["right"] >= pool.fewest)
+                bar.update(accepted - bar.n)
     if accepted < plan.count:
         advice = "in another --out try a smaller --z, a larger --t or a larger --eps"
         raise MgenbError(f"{accepted} of {plan.count} models were accepted among {done} candidates; {advice}")
+
+
+def _judge(pool: "Pool", val: data.Split) -> Callable[[int], Row]:
+    """Return what makes and judges a candidate by its index; it needs no file, and can be sent elsewhere."""
+    seed, generated, marks = pool.plan.seed, pool.generated, pool.marks
+    counted = population.counter(pool.network(pool.base).to(val.images.device), val)
+
+    def judge(index: int) -> Row:
+        with devices.one_thread():  # with more of them sums have another order
+            candidate = mge.candidate_seed(seed, index)
+            state = generated(candidate)
+            return {"index": index, "seed": candidate, "right": counted([state], None)[0].right, **marks(state)}
+
+    return judge
+
+
+def _tried(judge: Callable[[int], Row], indices: range, executor: Executor | None) -> Iterator[Row]:
+    """Yield the row of each candidate, in order; an executor has several at a time."""
+    if executor is None:
+        yield from map(judge, indices)
+        return
+    size = min(TOGETHER, math.ceil(len(indices) / 4))
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+    ready: dict[int, list[Row]] = {}
+    following = 0
+    for number, rows in each(partial(_several, judge), batches, executor, "candidates"):
+        ready[number] = rows
+        while following in ready:
+            yield from ready.pop(following)
+            following += 1
+
+
+def _several(judge: Callable[[int], Row], indices: range) -> list[Row]:
+    return [judge(index) for index in indices]
+
+
+def _marker(base: State) -> Callable[[State], Row]:
+    """Return what gives what a model is known by: its change projected on a fixed random direction, and its hash."""
+    names = frequency.weight_names(base)
+    directions = {n: torch.randn(base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
+
+    def marks(state: State) -> Row:
+        along = (((state[n] - base[n]).double() * way).sum().item() for n, way in directions.items())
+        projection = float(f"{math.fsum(along) / _norm(base):.8g}")
+        return {"projection": projection, "hash": store.tensor_hash(state, names)[:16]}
+
+    return marks
 
 
 def relative_distance(base: State, state: State) -> float:
@@ -229,15 +279,9 @@ class Pool(Dataset[nn.Module]):
         return mge.model_generator(self.base, self.plan.settings)
 
     @cached_property
-    def _directions(self) -> State:
-        names = frequency.weight_names(self.base)
-        return {n: torch.randn(self.base[n].shape, generator=torch_generator(0, "projection", n)) for n in names}
-
-    def marks(self, state: State) -> Row:
-        """Return what a model is known by: the projection of its change on a fixed random direction, and its hash."""
-        along = (((state[n] - self.base[n]).double() * way).sum().item() for n, way in self._directions.items())
-        projection = float(f"{math.fsum(along) / _norm(self.base):.8g}")
-        return {"projection": projection, "hash": store.tensor_hash(state, self._directions)[:16]}
+    def marks(self) -> Callable[[State], Row]:
+        """State_dict -> what a model is known by; see `_marker`."""
+        return _marker(self.base)
 
     def network(self, state: State) -> nn.Module:
         """Return a new network of the pool's architecture with a copy of these weights, in eval mode."""
