@@ -28,9 +28,7 @@ def findings() -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """Yield the version of every library that the package declares; where one version is right, whether it is that."""
-    for requirement in metadata.requires("mgenb") or []:
-        if "extra ==" in requirement:
-            continue
+    for requirement in (text for text in metadata.requires("mgenb") or [] if "extra ==" not in text):
         name, pinned = re.split(r"[<>=!~; \[]", requirement)[0], requirement.partition("==")[2]
         try:
             version = metadata.version(name)

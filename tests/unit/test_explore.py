@@ -38,7 +38,7 @@ def test_accuracies_are_those_of_a_direct_evaluation(lenet, small):
 
 
 def test_every_combination_of_options_gives_a_figure_of_three_panels(lenet, small):
-    titles = set()
+    titles, opened = set(), plt.get_fignums()
     choices = list(product(LAYERS, frequency.TRANSFORMS, frequency.BANDS, SHARES[:1]))
     choices += product(LAYERS[2:3], frequency.TRANSFORMS, frequency.BANDS, SHARES[1:])
     for choice in choices:
@@ -48,10 +48,11 @@ def test_every_combination_of_options_gives_a_figure_of_three_panels(lenet, smal
         assert all(axes.get_xlabel() for axes in figure.axes)
         titles.add(figure.get_suptitle())
     assert len(titles) == len(choices)
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == opened
 
 
 def test_the_menus_move_the_shown_figure(lenet, small, capsys):
+    opened = plt.get_fignums()
     box = explore.widget(lenet, small.val, shares=SHARES)
     *menus, _ = box.children
 
@@ -69,7 +70,7 @@ def test_the_menus_move_the_shown_figure(lenet, small, capsys):
     for menu, value in zip(menus, (LAYERS[0], "flat", "low", SHARES[0]), strict=True):
         menu.value = value
     assert png() == shown[0]
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == opened
 
 
 @pytest.mark.parametrize(
