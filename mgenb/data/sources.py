@@ -100,7 +100,8 @@ def named(name: str, folder: Path) -> str:
     if name in NAMES or not (own.exists() or own.suffix == ".zip" or os.sep in name):
         return choose("dataset", name, NAMES)
     if not (own.is_dir() or (own.is_file() and own.suffix == ".zip")):
-        raise MgenbError(f"{own} is no folder and no .zip: give one with {LAYOUT}, or one of {', '.join(NAMES)}")
+        wanted = f"a folder or .zip with {LAYOUT}, or one of {', '.join(NAMES)}"
+        raise MgenbError(f"{own} does not exist or is neither a folder nor a .zip: give {wanted}")
     return str(own.resolve())
 
 
