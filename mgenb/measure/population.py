@@ -5,7 +5,7 @@ One model after the other: stacking them (torch.func.vmap) was slower on a CPU, 
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -275,17 +275,20 @@ def _tensors(net: nn.Module, state: State | None) -> dict[str, torch.Tensor]:
     own = net.state_dict()
     if state is None:
         return _quick(own)
-    check_fits(state, {name: tensor.shape for name, tensor in own.items()})
+    check_fits(state, own)
     return _quick({name: state[name].to(tensor.device) for name, tensor in own.items()})
 
 
-def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise MgenbError that names the tensor of a network, of these `shapes`, that a state_dict lacks or has otherwise.
+def check_fits(state: State, network: State, what: str = "the state_dict", where: str = "the network") -> None:
+    """Raise MgenbError that names the first tensor that only one of the two has, or both in different shapes.
 
-    It may have more than that.
+    `what` and `where` name them in the message.
     """
-    for name, shape in shapes.items():
+    for name in {**network, **state}:
         if name not in state:
-            raise MgenbError(f"the state_dict lacks {name!r}, which the network has")
-        if tuple(state[name].shape) != tuple(shape):
-            raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {tuple(shape)}")
+            raise MgenbError(f"{what} lacks {name!r}, which {where} has")
+        if name not in network:
+            raise MgenbError(f"{what} has {name!r}, which {where} lacks")
+        if state[name].shape != network[name].shape:
+            shapes = f"{tuple(state[name].shape)}; right is {tuple(network[name].shape)}"
+            raise MgenbError(f"{name!r} has shape {shapes}: {what} does not fit {where}")

@@ -72,15 +72,15 @@ def first_parent(self, available, rng):
 evolve._Breeding.fusion = first_parent
 """,
     "11_mega_fitness": """
-from mgenb import mega
-mega._Breeding.mutate = lambda self, generation, made: None
+from mgenb.mega import genetic
+genetic._Breeding.mutate = lambda self, generation, made: None
 """,
     "12_mega_pairs": """
-from mgenb import mega
-shares = mega._Breeding.shares
-def all_from_the_mother(self, count, *names):
-    return (lambda name: 1.0) if names[0] == "beta" else shares(self, count, *names)
-mega._Breeding.shares = all_from_the_mother
+from mgenb.mega.genetic import _Breeding
+shares = _Breeding.shares
+def all_from_the_mother(self, count, *stream):
+    return (lambda name: 1.0) if stream[0] == "beta" else shares(self, count, *stream)
+_Breeding.shares = all_from_the_mother
 """,
     "13_mega_hierarchy": """
 from functools import reduce

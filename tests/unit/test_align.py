@@ -198,7 +198,7 @@ class Broken(nn.Module):
         (lambda net, x: net.norm(x), r"'norm' \(GroupNorm\)"),
         (lambda net, x: x.transpose(1, 2), r"'transpose' \(transpose\)"),
         (lambda net, x: x.flatten(2), r"'flatten' \(flatten\).*each image whole"),
-        (lambda net, x: x.mean(1), r"'mean' \(mean\).*space"),
+        (lambda net, x: x.mean(1), r"'mean' \(mean\).*not supported"),
         (lambda net, x: torch.cat([x, x], 2), r"'cat' \(cat\).*channels"),
         (lambda net, x: x * net.free, r"'free'.*outside a layer"),
         (lambda net, x: net.two(x.flatten(1)), r"'two' \(Conv2d\).*axis of channels"),

@@ -128,6 +128,17 @@ def test_fresh_statistics_are_those_of_the_training_images(small):
     wanted = align.recalibrate(nets[0], mega.between(*states, 0.5), with_norms.train)
     assert same(found, wanted)
     assert METHODS["line-bn"](with_norms).evaluations == 8
+    for name in ("parent-bn", "line-bn", "mega-rebasin"):
+        result = METHODS[name](with_norms)
+        assert same(result.states[0], align.recalibrate(nets[0], result.states[0], with_norms.train)), name
+        right = methods.correct(nets[0], with_norms.val, result.states)  # it was judged as it is returned
+        assert right.double().mean().item() == pytest.approx(result.fitness)
+
+
+def test_a_budget_below_cma_s_own_population_is_spent(task):
+    result = METHODS["cma"](replace(task, budget=6, size=3))
+    assert result.evaluations == 6
+    assert result.fitness >= 0
 
 
 def test_the_test_split_and_what_does_not_match_are_refused(task, small):
