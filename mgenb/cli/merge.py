@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,10 +65,7 @@ def merge(
     print(f"validation: {len(task.val)} training images; if the two networks were trained on them, validation accuracy")
     print("is too high and selection prefers what overfits; test accuracy stays fair")
     print(methods.compare(task, results | parents, images.test.unseal(f"mgenb merge {method}")).to_string())
-    fitness = {name: result.fitness for name, result in results.items() if len(result.states) == 1}
-    if best := max(fitness, key=fitness.__getitem__, default=None):
-        store.save_weights(out, results[best].states[0], {**settings, "method": best})
-    print(f"{best} is in {out}" if best else "an ensemble is two networks: there is no merged model to save")
+    _save(out, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)
 
@@ -80,3 +77,13 @@ def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result":
 
     with one_thread():
         return METHODS[name](replace(task, keep=kept[name]))
+
+
+def _save(out: Path, results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
+    """Write the merged network that is best on validation images; an ensemble is none."""
+    from mgenb import store
+
+    fitness = {name: result.fitness for name, result in results.items() if len(result.states) == 1}
+    if best := max(fitness, key=fitness.__getitem__, default=None):
+        store.save_weights(out, results[best].states[0], {**settings, "method": best})
+    print(f"{best} is in {out}" if best else "an ensemble is two networks: there is no merged model to save")
