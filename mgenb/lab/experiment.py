@@ -1,7 +1,8 @@
 """What an experiment stands on: the data and the trained networks that its part names, and one look at the test images.
 
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
-`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile` and `device`.
+`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile`, `device` and
+`retrain`.
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -62,12 +63,15 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
     """
     numbers = [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
     seeds = [1000 * part["seed"] + number for number in numbers]
-    return [_train(part["arch"], load(part), part["recipe"], part["epochs"], seed, finish) for seed in seeds]
+    how = part["recipe"], part["epochs"], bool(part.get("retrain"))
+    return [_train(part["arch"], load(part), seed, finish, *how) for seed in seeds]
 
 
 @lru_cache(maxsize=8)
-def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
+def _train(
+    arch: str, dataset: data.Dataset, seed: int, finish: Finish | None, recipe: str, epochs: int, retrain: bool
+) -> nn.Module:
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
     if finish:
         finish(net, dataset)
     return net
@@ -97,7 +101,7 @@ def measure(
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
-    `run` holds the run's seed, profile and device.
+    `run` holds the run's seed, profile and device, and whether networks are trained anew.
     """
     if source := os.environ.get(catalog.ANALYSE):
         found = rows.read(Path(source) / f"{experiment.stem}.csv")
