@@ -93,4 +93,4 @@ def lenet(session_cache, small):
 
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setenv("MGENB_CACHE", str(session_cache))
-        return training.trained("lenet", small, epochs=12, seed=0, quiet=True)
+        return training.trained("lenet", small, epochs=12, seed=0)

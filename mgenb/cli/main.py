@@ -148,14 +148,21 @@ def check(numbers: Numbers = None) -> None:
 
 @app.command()
 @_stopped_by_hand("the notebook at hand is as it was, and the same command begins it anew")
-def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
+def refresh(
+    numbers: Numbers = None,
+    profile: Profile = "quick",
+    bases: Annotated[bool, typer.Option("--bases", help="The shipped base networks instead: train them anew.")] = False,
+) -> None:
     """Bring committed outputs up to date. Example: mgenb refresh 01
 
     The quick profile writes the notebook's outputs, figures and record; the others figures and record only.
     Prints which tokens changed.
     """
-    from mgenb.lab import execute
+    from mgenb.lab import execute, shipping
 
+    if bases:
+        print("\n".join(file.name for file in shipping.refresh()))
+        return
     choose("profile", profile, catalog.PROFILES)
     for notebook in _chosen(numbers):
         _show_changes(notebook.stem, execute.refresh(notebook, profile))

@@ -1,7 +1,8 @@
 """What an experiment stands on: the data and the trained networks that its part names, and one look at the test images.
 
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
-`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile` and `device`.
+`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile`, `device` and
+`retrain`.
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -62,7 +63,8 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
     `finish(net, dataset)` changes each in place before anyone else sees it.
     """
     seeds = [1000 * part["seed"] + number for number in _numbers(part)]
-    return [_train(part["arch"], load(part), part["recipe"], part["epochs"], seed, finish) for seed in seeds]
+    how = part["recipe"], part["epochs"], bool(part.get("retrain"))
+    return [_train(part["arch"], load(part), seed, finish, *how) for seed in seeds]
 
 
 def _numbers(part: rows.Part) -> list[int]:
@@ -70,9 +72,10 @@ def _numbers(part: rows.Part) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    quiet = bool(os.environ.get("TQDM_DISABLE"))  # as in processes that share a screen
-    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, quiet=quiet)
+def _train(
+    arch: str, dataset: data.Dataset, seed: int, finish: Finish | None, recipe: str, epochs: int, retrain: bool
+) -> nn.Module:
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
     if finish:
         finish(net, dataset)
     return net
@@ -101,7 +104,8 @@ def measure(
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
-    `run` holds the run's seed, profile and device. What measures side by side is chosen by `executor.workers`.
+    `run` holds the run's seed, profile and device, and whether networks are trained anew. What measures side by side
+    is chosen by `executor.workers`.
     """
     if source := os.environ.get(catalog.ANALYSE):
         found = rows.read(Path(source) / f"{experiment.stem}.csv")

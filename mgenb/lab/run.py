@@ -64,6 +64,7 @@ class Run:
         self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
         self.settings, self.networks = SimpleNamespace(**chosen.settings), chosen.networks
         self._of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
+        self._of_run["retrain"] = chosen.retrain
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.found = Evidence()
         self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
@@ -150,10 +151,9 @@ class Run:
         """
         how = network or self.networks[0]
         seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
+        same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
         with workers() as executor:
-            nets = training.trained_all(
-                how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds, executor=executor
-            )
+            nets = training.trained_all(how.arch, dataset, seeds=seeds, executor=executor, **same)
         if finish:
             for net in nets:
                 finish(net)

@@ -118,12 +118,12 @@ def check(split: ClassSplit, select: Episodes, novel: Episodes) -> None:
 def features(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
     """Return what the network's last linear layer reads, float32 [n, d], on the split's device.
 
-    The network runs as in `population.predict`.
+    The network runs as in `population.logits`.
     """
     read: list[torch.Tensor] = []
     hook = net.get_submodule(head_of(net)).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     try:
-        population.predict(net, split, state)
+        population.logits(net, split, state)
     finally:
         hook.remove()
     return torch.cat(read).float()

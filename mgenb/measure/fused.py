@@ -95,17 +95,12 @@ def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
 
 
 def conv_relu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    other: torch.Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, other: torch.Tensor | None, *how: Any
 ) -> torch.Tensor:
-    """Return relu(convolution of `x` + bias + other), by one cuDNN kernel on a GPU."""
-    how = (stride, padding, dilation, groups)
+    """Return relu(convolution of `x` + bias + other), by one cuDNN kernel on a GPU.
+
+    how: the convolution's stride, padding, dilation and groups.
+    """
     if not x.is_cuda:
         summed = functional.conv2d(x, weight, bias, *how)
         return functional.relu(summed if other is None else summed + other)

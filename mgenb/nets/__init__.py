@@ -34,11 +34,11 @@ class Normalise(nn.Module):
 
 
 class Tracer(fx.Tracer):
-    """A tracer that keeps `Normalise` whole: what it does depends on the images' dtype and size."""
+    """A tracer that keeps `Normalise` and pooling whole: what they do depends on the images, or on the mode."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module becomes one node of the graph."""
-        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Normalise | nn.MaxPool2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def build(

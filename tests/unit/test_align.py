@@ -96,7 +96,7 @@ def test_so_is_that_of_a_trained_network(name, request, small):
 
 
 def test_two_trained_networks_are_nearer_to_each_other_when_aligned(small):
-    parents = [training.trained("lenet", small, epochs=12, seed=seed, quiet=True) for seed in (0, 1, 2)]
+    parents = [training.trained("lenet", small, epochs=12, seed=seed) for seed in (0, 1, 2)]
     net, states = parents[0], [population.state_of(parent) for parent in parents]
     spec = align.specification(net)
 

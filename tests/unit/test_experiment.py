@@ -54,7 +54,7 @@ def test_a_part_names_the_data_and_the_networks_of_the_run():
     run = start()
     part = {**plan(run)[1], "seed": 0, "profile": "quick", "device": "cpu"}
     dataset = data.load("mnist", source="samples", train_limit=200, val_limit=60, test_limit=50)
-    net = training.trained("lenet", dataset, epochs=1, seed=1, quiet=True)
+    net = training.trained("lenet", dataset, epochs=1, seed=1)
     assert lab.load(part).digest == dataset.digest
     assert [one.sum().item() for one in lab.trained(part)[0].parameters()] == [
         one.sum().item() for one in net.parameters()

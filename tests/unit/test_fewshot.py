@@ -42,7 +42,7 @@ def digits(session_cache):
 def trained(session_cache, digits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MGENB_CACHE", str(session_cache))
-        return training.trained("lenet", digits.data, epochs=4, seed=0, quiet=True)
+        return training.trained("lenet", digits.data, epochs=4, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ BASICS = ["--arch", "lenet", "--dataset", "mnist", "--samples", "--val-limit", "
 def files(lenet, small, tmp_path_factory):
     """The same kind of network twice: ours as safetensors, and the bare architecture as a torch file."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+    other = training.trained("lenet", small, epochs=12, seed=1)
     save_file(population.state_of(lenet), folder / "a.safetensors")
     torch.save(other.net.state_dict(), folder / "b.pt")
     return folder / "a.safetensors", folder / "b.pt"

@@ -18,7 +18,7 @@ BUDGET, SIZE = 24, 6
 @pytest.fixture(scope="module")
 def task(lenet, small, alone):
     with alone():
-        other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+        other = training.trained("lenet", small, epochs=12, seed=1)
     states = population.state_of(lenet), population.state_of(other)
     return Task(lenet, *states, small.train, small.val, BUDGET, 0, SIZE)
 
