@@ -18,7 +18,7 @@ from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, choose
-from mgenb.executor import each
+from mgenb.executor import each, workers
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
 
@@ -258,22 +258,18 @@ def trained(
 
 
 def trained_all(
-    arch: str,
-    dataset: Dataset,
-    *,
-    recipe: str = "mge-adam",
-    epochs: int,
-    seeds: Sequence[int],
-    executor: Executor | None = None,
+    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int]
 ) -> list[nn.Module]:
     """Return `trained` for each of the seeds; those that are not in the cache train side by side.
 
-    On a GPU the small ones do, in this process; else all of them where there is an executor.
+    On a GPU the small ones do, in this process; else all of them, where `executor.workers` gives some.
     """
     if dataset.train.images.is_cuda:
         _train_missing(arch, dataset, recipe, epochs, seeds)
-    elif executor:
-        _train_by(executor, arch, dataset, recipe, epochs, seeds)
+    else:
+        with workers() as executor:
+            if executor:
+                _train_by(executor, arch, dataset, recipe, epochs, seeds)
     return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
 
 

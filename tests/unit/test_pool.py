@@ -488,10 +488,6 @@ def test_the_commands(call, made, tmp_path):
     assert code == 2
     assert err.splitlines()[-1].startswith("mgenb: ")
     assert "of 8 models were accepted among 8 candidates" in err
-    code, out, err = call("show", path, "--rows", 3)
-    assert code == 0
-    assert "out of candidates" in out
-    assert [line.split()[0] for line in out.splitlines()[-4:]] == ["index", "0", "1", "2"]
     code, out, err = call("create", *ARGUMENTS, "--count", 8, "--out", path)
     assert code == 0
     assert content(path) == content(made.path)
@@ -512,7 +508,7 @@ def test_the_commands(call, made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["show", "nowhere"], "no pool at nowhere: make one with mgenb pool create"),
+        (["verify", "nowhere"], "no pool at nowhere: make one with mgenb pool create"),
         (["create", *ARGUMENTS, "--count", 0, "--out", "nowhere"], "count is 0"),
         (["create", *ARGUMENTS, "--count", 1, "--out", "nowhere", "--noise", "none"], "unknown noise 'none'"),
     ],
@@ -526,7 +522,7 @@ def test_wrong_requests_are_one_sentence(call, arguments, told, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["create", "show", "verify", "export"])
+@pytest.mark.parametrize("command", ["create", "verify", "export"])
 def test_every_command_shows_an_example(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
