@@ -20,8 +20,8 @@ from loky.process_executor import TerminatedWorkerError
 from mgenb.errors import MgenbError
 
 JOBS, SCHEDULER = "MGENB_JOBS", "MGENB_SCHEDULER"  # what to use where nothing is given, as in JupyterLab
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-WORKER = {**THREADS, "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}  # bars of several would overwrite each other
+WORKER = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+WORKER |= {"OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}  # bars of several would overwrite each other
 SECONDS_TO_CONNECT = 5
 
 
@@ -67,18 +67,15 @@ class Processes(Executor):
         self._latest: Any = None
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self._latest = get_reusable_executor(self.jobs, env=WORKER, initializer=_leave_interrupts)
+        # Ctrl-C goes to all processes of a terminal, and is left to the one that started them
+        alone = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        self._latest = get_reusable_executor(self.jobs, env=WORKER, **alone)
         return self._latest.submit(function, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
         """Kill the processes, and those that they have started."""
         if self._latest:
             self._latest.shutdown(kill_workers=True)
-
-
-def _leave_interrupts() -> None:
-    """Leave Ctrl-C, which goes to all processes of a terminal, to the one that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.devices import one_thread, precise, processor
 from mgenb.errors import MgenbError, choose
-from mgenb.executor import each
+from mgenb.executor import each, workers
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
 from mgenb.store import State
@@ -257,24 +257,19 @@ def trained(
 
 
 def trained_all(
-    arch: str,
-    dataset: Dataset,
-    *,
-    recipe: str = "mge-adam",
-    epochs: int,
-    seeds: Sequence[int],
-    retrain: bool = False,
-    executor: Executor | None = None,
+    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int], retrain: bool = False
 ) -> list[nn.Module]:
     """Return `trained` for each of the seeds; those that are not there train side by side.
 
-    On a GPU the small ones do, in this process; else all of them where there is an executor.
+    On a GPU the small ones do, in this process; else all of them, where `executor.workers` gives some.
     """
     how: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "retrain": retrain}
     if dataset.train.images.is_cuda:
         _train_missing(arch, dataset, seeds, **how)
-    elif executor:
-        _train_by(executor, arch, dataset, seeds, **how)
+    else:
+        with workers() as executor:
+            if executor:
+                _train_by(executor, arch, dataset, seeds, **how)
     return [trained(arch, dataset, seed=seed, **how) for seed in seeds]
 
 

@@ -46,6 +46,18 @@ def _apart(request, monkeypatch, session_cache):
 
 
 @pytest.fixture(scope="session")
+def printed():
+    """What gives the lines that the cells of a notebook printed."""
+
+    def lines(nb):
+        outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+        texts = [output.text for output in outputs if output.get("name") == "stdout"]
+        return [line for text in texts for line in text.splitlines()]
+
+    return lines
+
+
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """The address of a Dask cluster: two worker processes with one thread, on another machine as far as files go."""
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")

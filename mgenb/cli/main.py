@@ -72,16 +72,14 @@ def list_() -> None:
 
     records = record.committed()
     for notebook in catalog.notebooks():
-        number = notebook.stem.split("_")[0]
-        print(f"{number}  {notebook.title}")
-        print(f"    reproduces {notebook.reproduces}")
+        print(f"{notebook.stem.split('_')[0]}  {notebook.title}\n    reproduces {notebook.reproduces}")
         print("    cost       " + "; ".join(f"{name} {cost}" for name, cost in notebook.cost.items()))
-        lines = []
-        for made in (made for made in records if made.stem == notebook.stem):
+        own = [made for made in records if made.stem == notebook.stem]
+        for made in own:
             stale = f"; STALE, no evidence: {made.stale}" if made.stale else ""
-            lines.append(f"{made.profile}, {made.context['finished'][:10]}: {made.counted}{stale}")
-        for line in lines or ["none is committed"]:
-            print(f"    record     {line}")
+            print(f"    record     {made.profile}, {made.context['finished'][:10]}: {made.counted}{stale}")
+        if not own:
+            print("    record     none is committed")
 
 
 @app.command()
@@ -95,7 +93,6 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
     jobs: Jobs = None,
     scheduler: Scheduler = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
 ) -> None:
     """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
 
@@ -105,17 +102,13 @@ def run(
     from mgenb.lab import execute
 
     planned = execute.plan(which, profile, parameter or [], out)
-    if dry_run:
-        for job in planned:
-            given = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())
-            print(f"{job}: {given}; cost {job.notebook.cost[profile]}; to {job.executed}")
-        return
-    outcomes = []
+    fine = []
     for outcome in execute.execute_all(planned, jobs, scheduler):
-        outcomes.append(outcome)
-        print(outcomes[-1].line, flush=True)
-    print(execute.where_to_look(outcomes))
-    if any(outcome.error for outcome in outcomes):
+        print(outcome.line, flush=True)
+        fine += [] if outcome.error else [outcome.job]
+    first = f"; open {fine[0].executed} first" if fine else ""
+    print(f"look at {planned[0].out}: {len(fine)} executed notebooks{first}")
+    if len(fine) < len(planned):
         raise typer.Exit(1)
 
 
@@ -137,12 +130,12 @@ def check(numbers: Numbers = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         environment = {**os.environ, "MGENB_OUT": temporary}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
-    found = {path: told for path in paths if (told := hygiene.problems(path))}
-    for path, told in found.items():
-        print("\n".join(f"{path.name}: {problem}" for problem in told))
-    print(f"hygiene of {len(paths)} notebooks: {sum(map(len, found.values())) or 'no'} problems")
-    if code or found:
-        print(hygiene.cure(list(found)))
+    problems = [(path, problem) for path in paths for problem in hygiene.problems(path)]
+    for path, problem in problems:
+        print(f"{path.name}: {problem}")
+    print(f"hygiene of {len(paths)} notebooks: {len(problems) or 'no'} problems")
+    if code or problems:
+        print(hygiene.cure(list(dict(problems))))
         raise typer.Exit(code or 1)
 
 
@@ -223,8 +216,7 @@ def doctor() -> None:
         broken += not fine
         print(line if fine else f"BROKEN: {line}", flush=True)
     print(f"{broken} problems: see the lines with BROKEN" if broken else "all that is needed is here")
-    if broken:
-        raise typer.Exit(1)
+    raise typer.Exit(min(broken, 1))
 
 
 if __name__ == "__main__":

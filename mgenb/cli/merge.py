@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Checkpoint = Annotated[Path, typer.Argument(help="A state_dict: .safetensors, or a torch file.")]
 Method = Annotated[str, typer.Option(help="How to merge: mega, average, rebasin, line and others, or all.")]
+TRAINED_ON = (
+    "validation: {} training images; if the two networks were trained on them, validation accuracy\n"
+    "is too high and selection prefers what overfits; test accuracy stays fair"
+)
 Out = Annotated[Path, typer.Option(help="File for the merged model; never an existing one.")]
 
 
@@ -55,16 +59,15 @@ def merge(
     states = methods.read_pair((first, second), net)
     task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
     settings = {"arch": arch, "data": images.describe(), "budget": budget, "size": size, "seed": seed}
-    settings |= {"train_limit": train_limit, "parents": [store.file_hash(file) for file in (first, second)]}
-    settings["versions"] = [nets.VERSIONS[arch], mega.VERSION]
+    parents = [store.file_hash(file) for file in (first, second)]
+    settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
         done = dict(each(partial(_merged, task, kept), names, executor, "method"))
     results = {name: done[number] for number, name in enumerate(names)}
-    parents = {str(file): methods.Result((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
-    print(f"validation: {len(task.val)} training images; if the two networks were trained on them, validation accuracy")
-    print("is too high and selection prefers what overfits; test accuracy stays fair")
-    print(methods.compare(task, results | parents, images.test.unseal(f"mgenb merge {method}")).to_string())
+    alone = {str(file): methods.Result((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
+    print(TRAINED_ON.format(len(task.val)))
+    print(methods.compare(task, results | alone, images.test.unseal(f"mgenb merge {method}")).to_string())
     _save(out, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)

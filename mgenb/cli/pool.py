@@ -14,7 +14,6 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pool.")]
-Selection = Annotated[str, typer.Option(help="What is redrawn: energy, high, fig7, random, magnitude or largest.")]
 
 
 @app.command()
@@ -27,7 +26,7 @@ def create(
     z: Annotated[float, typer.Option(help="Size of the noise that replaces the rest.")] = 0.2,
     noise: Annotated[str, typer.Option(help="truncated, literal or gaussian.")] = "truncated",
     scale: Annotated[str, typer.Option(help="What z is measured in: relative (to a layer) or absolute.")] = "relative",
-    selection: Selection = "energy",
+    selection: Annotated[str, typer.Option(help="energy, high, fig7, random, magnitude or largest.")] = "energy",
     domain: Annotated[str, typer.Option(help="Redraw coefficients or weights.")] = "coefficients",
     transform: Annotated[str, typer.Option(help="DCT of the whole layer (flat) or of kernels (kernel).")] = "flat",
     seed: Annotated[int, typer.Option(help="Seed of data, base and candidates.")] = 0,
@@ -56,17 +55,6 @@ def create(
     with workers(jobs, scheduler) as executor:
         made = pool.create(plan, out, device=device, executor=executor)
     print(made.describe())
-
-
-@app.command()
-def show(folder: Folder, rows: Annotated[int, typer.Option(min=0, help="How many candidates to list.")] = 10) -> None:
-    """Show what a pool holds, an unfinished one too. Example: mgenb pool show pool --rows 20"""
-    from mgenb.mge.pool import Pool
-
-    pool = Pool(folder, partial=True)
-    print(pool.describe())
-    if rows and len(pool.rows):
-        print(pool.rows[["index", "seed", "right", "accuracy", "accepted"]].head(rows).to_string(index=False))
 
 
 @app.command()

@@ -1,10 +1,10 @@
 """Run notebooks: check their parameters, execute them through papermill, refresh the committed ones."""
 
 import os
-import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
 
-KINDS = "reproduced|contradicted|inconclusive|not tested|unfinished, [^[]+"
-VERDICT = rf"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:{KINDS})(?: \[[^\]]*\])?"
-TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST_MESSAGE = 300
 LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on Linux 108
 
@@ -87,8 +85,6 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     for notebook in chosen:
         checked = parameters.check(notebook, profile, texts)
         folder = (out or catalog.output_dir(profile, checked.changed)).expanduser().resolve()
-        if folder.exists() and not folder.is_dir():
-            raise MgenbError(f"{folder} is a file; give a folder with --out")
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
         jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **checked.given}, folder))
@@ -101,10 +97,8 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise MgenbError(f"parameter {text!r} is not name=value, as in -p seed=1")
-        if name == "profile":
-            raise MgenbError(f"the profile is given by --profile {value}, not by -p")
-        if name in pairs:
-            raise MgenbError(f"parameter {name!r} is given twice")
+        if name in ("profile", *pairs):
+            raise MgenbError(f"parameter {name!r} is given twice; the profile is given by --profile alone")
         pairs[name] = value
     return pairs
 
@@ -159,10 +153,11 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environ
 
     with _kernel({"MGENB_OUT": str(folder), **environment}) as kernel:
         try:
-            how = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": sys.stderr.isatty()}
-            papermill.execute_notebook(path, folder / path.name, dict(parameters), kernel_manager_class=kernel, **how)
+            how = {"cwd": path.parent, "progress_bar": sys.stderr.isatty()}
+            how |= {"kernel_name": "python3", "kernel_manager_class": kernel, "coalesce_streams": True}
+            papermill.execute_notebook(path, folder / path.name, dict(parameters), **how)
         except papermill.PapermillExecutionError as error:
-            return f"{error.ename}: {_short(error.evalue)}"
+            return f"{error.ename}: {textwrap.shorten(error.evalue, LONGEST_MESSAGE, placeholder='...')}"
         except DeadKernelError:
             return "DeadKernelError: its process was killed, most often for want of memory"
     return ""
@@ -200,37 +195,13 @@ def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> N
 
     The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
     """
-    found = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
-    names = [path.relative_to(folder).as_posix() for path in found]
+    files = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
+    names = [path.relative_to(folder).as_posix() for path in files]
     names.sort(key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
     places = {name: notebook if name == f"{stem}.ipynb" else results / name for name in names}
     earlier = [*results.glob(f"{stem}-*.png"), results / f"{stem}.json"]
     gone = [path for path in earlier if path.name not in places]
     stage.move_out(folder, {name: place for name, place in places.items() if place}, gone)
-
-
-def _short(message: str) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + "..."
-
-
-def where_to_look(outcomes: Sequence[Outcome]) -> str:
-    """Return the closing line: the folder, what it holds of this run, and what to open first."""
-    fine = [outcome for outcome in outcomes if not outcome.error]
-    out = outcomes[0].job.out
-    if not fine:
-        return f"nothing was finished; look at {out}"
-    records = [outcome.record for outcome in fine if outcome.record is not None]
-    figures = sum(len(record.figures) for record in records)
-    made = f"{len(fine)} executed notebooks, {figures} figures, {len(records)} records"
-    return f"look at {out}: {made}; open {fine[0].job.executed} first"
-
-
-def tokens(nb: Any) -> list[str]:
-    """Return the verdict and mechanism lines that the cells of a notebook printed, in order."""
-    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
-    printed = [output.text for output in outputs if output.get("name") == "stdout"]
-    return [line for text in printed for line in text.splitlines() if TOKEN.fullmatch(line)]
 
 
 def clean(nb: Any) -> None:
@@ -244,20 +215,8 @@ def clean(nb: Any) -> None:
         tags = cell.metadata.get("tags")
         cell.metadata = type(nb.metadata)({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = _kept(cell.outputs)
-
-
-def _kept(outputs: Sequence[Any]) -> list[Any]:
-    """Drop stderr and live widgets, and join what stderr had cut in two."""
-    kept: list[Any] = []
-    for output in outputs:
-        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-            continue
-        if kept and output.get("name") == kept[-1].get("name") == "stdout":
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    return kept
+            outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in outputs if WIDGET not in output.get("data", {})]
 
 
 def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -> list[str]:
@@ -284,38 +243,23 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
             clean(nb)
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         record = figures / f"{stem}.json"
-        telling = path if quick else record
-        old, new = _tokens_in(telling), _tokens_in(folder / telling.name)
+        old, new = read(record) if record.exists() else None, read(folder / record.name)
+        if old and (old.to_json()["result"], old.figures) == (new.to_json()["result"], new.figures):
+            shutil.copyfile(record, folder / record.name)  # they differ in when and where they were made alone
         shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
-        _keep_if_the_same(record, folder / record.name)
         _publish(folder, stem, figures, path if quick else None)
-    return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
+    before, now = _tokens(old) if old else [], _tokens(new)
+    return [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
 
 
-def _tokens_in(path: Path) -> list[str]:
-    """Return the tokens of a notebook, or of a record as the notebook prints them; none where there is no file."""
-    import nbformat
-
-    if not path.exists():
-        return []
-    if path.suffix == ".ipynb":
-        return tokens(nbformat.read(path, as_version=4))
-    record = read(path)
+def _tokens(record: Record) -> list[str]:
+    """Return the tokens of a record as the notebook prints them."""
     facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
     return facts + [claim["token"] for claim in record.claims]
 
 
-def _keep_if_the_same(old: Path, new: Path) -> None:
-    """Let a new record be the old one, to the byte, where they differ in when and where they were made alone."""
-    if old.exists() and new.exists():
-        before, made = read(old), read(new)
-        if (before.to_json()["result"], before.figures) == (made.to_json()["result"], made.figures):
-            shutil.copyfile(old, new)
-
-
 def nbval(root: Path, paths: Sequence[Path]) -> list[str]:
     """Return the command that compares notebooks with their committed outputs, as this project does it."""
-    chosen = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "900"]
+    chosen = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "900", "--nbval-sanitize-with"]
     sanitize = root / "tests" / "notebooks" / "sanitize.cfg"
-    command = [sys.executable, "-m", "pytest", "-q", *chosen, "--nbval-sanitize-with", str(sanitize)]
-    return command + [str(path) for path in paths]
+    return [sys.executable, "-m", "pytest", "-q", *chosen, str(sanitize), *map(str, paths)]

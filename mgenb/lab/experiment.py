@@ -43,8 +43,7 @@ def dataset(part: rows.Part) -> data.Dataset:
     limits: dict[str, Any] = {f"{name}_limit": None if part[name] == "all" else int(part[name]) for name in SPLITS}
     quick = part["profile"] == "quick" and part["dataset"] in data.NAMES
     source = "samples" if quick else "auto"
-    found = data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits)
-    return found.to(part["device"])
+    return data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits).to(part["device"])
 
 
 def load(part: rows.Part) -> data.Dataset:
@@ -64,7 +63,7 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
     """
     seeds = [1000 * part["seed"] + number for number in _numbers(part)]
     how = part["recipe"], part["epochs"], bool(part.get("retrain"))
-    return [_train(part["arch"], load(part), seed, finish, *how) for seed in seeds]
+    return [_trained(part["arch"], load(part), seed, finish, *how) for seed in seeds]
 
 
 def _numbers(part: rows.Part) -> list[int]:
@@ -72,7 +71,7 @@ def _numbers(part: rows.Part) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _train(
+def _trained(
     arch: str, dataset: data.Dataset, seed: int, finish: Finish | None, recipe: str, epochs: int, retrain: bool
 ) -> nn.Module:
     net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
@@ -96,11 +95,7 @@ def final_test(
 
 
 def measure(
-    parts: Sequence[rows.Part],
-    function: rows.Function,
-    experiment: rows.Experiment,
-    run: rows.Part,
-    folder: Path,
+    parts: Sequence[rows.Part], function: rows.Function, experiment: rows.Experiment, run: rows.Part, folder: Path
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
@@ -108,28 +103,23 @@ def measure(
     is chosen by `executor.workers`.
     """
     if source := os.environ.get(catalog.ANALYSE):
-        found = rows.read(Path(source) / f"{experiment.stem}.csv")
-        if found.experiment != experiment:
-            raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")
-        return rows.select(found, parts)
+        measured = rows.read(Path(source) / f"{experiment.stem}.csv")
+        if measured.experiment != experiment:
+            wrong = f"the rows in {source} are of {measured.experiment}, not of {experiment}"
+            raise MgenbError(f"{wrong}: measure them anew")
+        return rows.select(measured, parts)
     once, facts = partial(_looking_once, function, run), partial(_facts, run)
     with workers() as executor:
         if executor:
-            _train_first(parts, run, executor)
+            _train(parts, facts, executor)
         return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
 
 
-def _train_first(parts: Sequence[rows.Part], run: rows.Part, executor: Executor) -> None:
+def _train(parts: Sequence[rows.Part], facts: rows.Facts, executor: Executor) -> None:
     """Train the networks that parts name side by side: parts of the same one would wait for each other."""
     names = (*SPLITS, *TRAINED)
     singles = [{name: part[name] for name in names} | {"base": n} for part in parts for n in _numbers(part)]
-    networks = {str(single): single for single in singles}
-    for _ in each(partial(_to_the_cache, run), networks.values(), executor, "network"):
-        pass
-
-
-def _to_the_cache(run: rows.Part, part: rows.Part) -> None:
-    trained({**part, **run})
+    list(each(facts, {str(single): single for single in singles}.values(), executor, "network"))
 
 
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
@@ -163,15 +153,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
-def caption(found: rows.Rows) -> str:
+def caption(measured: rows.Rows) -> str:
     """Return which profile, networks and data made the rows."""
-    described = zip(found.parts["arch"], found.parts["described"], strict=True)
-    return made_by(
-        found.parts["profile"].iloc[0], ((arch, about["name"], about["variant"]) for arch, about in described)
-    )
+    described = zip(measured.parts["arch"], measured.parts["described"], strict=True)
+    places = ((arch, about["name"], about["variant"]) for arch, about in described)
+    return made_by(measured.parts["profile"].iloc[0], places)
 
 
 def made_by(profile: str, places: Iterable[tuple[str, str, str]]) -> str:
     """Return "profile quick, lenet on mnist [sample]", with each place (architecture, dataset, variant) once."""
-    told = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
-    return ", ".join([f"profile {profile}", *dict.fromkeys(told)])
+    named = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
+    return ", ".join([f"profile {profile}", *dict.fromkeys(named)])

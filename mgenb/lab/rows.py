@@ -23,12 +23,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from mgenb.errors import MgenbError
 from mgenb.executor import each
 
 SCHEMA = 1
-LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
+LARGEST = 1_000_000  # bytes of a CSV
+KINDS = {"integer": "int", "floating": "float", "boolean": "bool", "string": "str"}  # as pandas and as we call them
+FROM_TEXT = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
+FROM_TEXT["float?"] = lambda text: float(text or "nan")  # a column in which numbers are missing
 
 Part = Mapping[str, Any]
 Function = Callable[[dict[str, Any]], Any]  # see `measure` for what it may return
@@ -141,9 +145,9 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def unpacked(found: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
+def unpacked(result: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
     """Return the rows, arrays and facts that a function gave, whatever of them it gave (see `measure`)."""
-    made, arrays, facts = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    made, arrays, facts = (*result, {}, {})[:3] if isinstance(result, tuple) else (result, {}, {})
     listed = made.to_dict("records") if isinstance(made, pd.DataFrame) else [dict(row) for row in made]
     return listed, arrays, facts
 
@@ -184,7 +188,8 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     columns = _columns(frame)
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
-    _check_size(csv, len(text.encode()))
+    if len(text.encode()) > LARGEST:
+        raise MgenbError(f"{csv} would be above {LARGEST:,} bytes; what is large belongs in the .npz")
     write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
@@ -197,32 +202,24 @@ def _columns(frame: pd.DataFrame) -> dict[str, str]:
     """Return the type of each column; MgenbError where a column mixes texts, booleans and numbers."""
     columns = {}
     for name, column in frame.items():
-        columns[str(name)] = kind = {"i": "int", "f": "float", "b": "bool"}.get(column.dtype.kind, "str")
-        if kind == "str" and not all(isinstance(value, str) for value in column):
-            kinds = sorted({type(value).__name__ for value in column})
-            raise MgenbError(f"the column {name!r} mixes {', '.join(kinds)}; right is one type a column")
-        if column.isna().any():
-            columns[str(name)] = "float?"
+        kind = KINDS.get(infer_dtype(column, skipna=False), "mixed") + "?" * bool(column.isna().any())
+        if kind not in FROM_TEXT:
+            raise MgenbError(f"the column {name!r} is {kind}; right is texts, booleans or numbers alone")
+        columns[str(name)] = kind
     return columns
 
 
 def read(path: Path) -> Rows:
     """Return the rows in the CSV at `path` with what stands beside it; MgenbError names what is wrong with them."""
-    beside = path.with_suffix(".parts.json")
-    head = _read_json(beside)
+    head = _read_json(path.with_suffix(".parts.json"))
     if head.get("schema") != SCHEMA:
-        raise MgenbError(f"{beside} has schema {head.get('schema')}; right is {SCHEMA}: measure it again")
+        raise MgenbError(
+            f"what stands beside {path} has schema {head.get('schema')}; right is {SCHEMA}: measure it again"
+        )
+    columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
+    listed = [{**stored["part"], **stored["about"], "rows": stored["rows"]} for stored in head["parts"]]
+    parts = pd.DataFrame(listed, index=[_name(stored["part"]) for stored in head["parts"]])
     try:
-        columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
-        named = {
-            _name(stored["part"]): {**stored["part"], **stored["about"], "rows": stored["rows"]}
-            for stored in head["parts"]
-        }
-    except (KeyError, TypeError) as error:
-        raise MgenbError(f"{beside} lacks {error}; measure it again") from error
-    parts = pd.DataFrame(list(named.values()), index=list(named))
-    try:
-        _check_size(path, path.stat().st_size)
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise MgenbError(f"{path} cannot be read ({error}); measure it again") from error
@@ -242,11 +239,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise MgenbError(f"{path} cannot be read ({error}); delete it and measure again") from error
 
 
-def _check_size(path: Path, size: int) -> None:
-    if size > LARGEST:
-        raise MgenbError(f"{path} has {size:,} bytes; right is at most {LARGEST:,}: what is larger belongs in the .npz")
-
-
 def _check_weights(path: Path, parts: pd.DataFrame) -> None:
     """Refuse to pair rows of one network that had other weights elsewhere."""
     if {"nets", "weights"} <= set(parts):
@@ -257,25 +249,24 @@ def _check_weights(path: Path, parts: pd.DataFrame) -> None:
 
 def _typed(path: Path, texts: pd.Series, kind: str) -> pd.Series:
     """Return a column of texts as what it was written from."""
-    ways = {"str": str, "int": int, "float": float, "float?": lambda text: float(text or "nan")}
     try:
-        column = texts.map({"True": True, "False": False}.__getitem__ if kind == "bool" else ways[kind])
+        column = texts.map(FROM_TEXT[kind])
+        if kind == "float" and not np.isfinite(column).all():
+            raise ValueError("there is no number in some rows")
     except (KeyError, ValueError) as error:
         raise MgenbError(f"{path}: the column {texts.name!r} is not {kind} ({error}); measure it again") from error
-    if kind == "float" and not np.isfinite(column).all():
-        raise MgenbError(f"{path}: the column {texts.name!r} has no number in some rows; right is one in each")
     return column
 
 
 def select(rows: Rows, parts: Sequence[Part]) -> Rows:
     """Return the rows of the planned parts, in the order of the plan; MgenbError where none of them is there."""
-    chosen = [i for part in parts if (i := rows.parts.index.get_indexer([_name(part)])[0]) >= 0]
+    chosen = [name for name in map(_name, parts) if name in rows.parts.index]
     if not chosen:
         stem = rows.experiment.stem
         raise MgenbError(f"the rows of {stem} hold none of the {len(parts)} planned parts, as {parts[0]}: measure them")
-    of_part = np.repeat(range(len(rows.parts)), rows.parts["rows"])
-    frame = pd.concat([rows.frame[of_part == i] for i in chosen], ignore_index=True)
-    return replace(rows, frame=frame, parts=rows.parts.iloc[chosen], planned=len(parts))
+    of_part = np.repeat(rows.parts.index, rows.parts["rows"])
+    frame = pd.concat([rows.frame[of_part == name] for name in chosen], ignore_index=True)
+    return replace(rows, frame=frame, parts=rows.parts.loc[chosen], planned=len(parts))
 
 
 def _name(part: Part) -> str:

@@ -92,12 +92,12 @@ def test_what_goes_wrong_in_a_part_is_told_and_finished_parts_stay(cell, tmp_pat
     assert len(list((tmp_path / f"{EXPERIMENT.stem}.parts").glob("*.json"))) >= 2
 
 
-@pytest.mark.parametrize("way", ["two", "cluster"])
-def test_networks_are_the_same_wherever_they_are_trained(way, open_executor, small, tmp_path, monkeypatch):
+def test_networks_that_a_cluster_trains_come_back_the_same(cluster, small, tmp_path, monkeypatch):
     made = {}
-    for place, trains in {"here": None, "there": open_executor(way)}.items():
+    for place, scheduler in {"here": "", "there": cluster}.items():
+        monkeypatch.setenv(executor.SCHEDULER, scheduler)
         monkeypatch.setenv("MGENB_CACHE", str(tmp_path / place))  # the workers have another
-        training.trained_all("lenet", small, epochs=1, seeds=[0, 1], executor=trains)
+        training.trained_all("lenet", small, epochs=1, seeds=[0, 1])
         files = (tmp_path / place / "models").iterdir()
         made[place] = {file.name: file.read_bytes() for file in files if file.suffix in (".safetensors", ".json")}
     assert len(made["here"]) == 4

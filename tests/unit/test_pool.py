@@ -451,9 +451,6 @@ def test_the_commands(call, made, tmp_path):
     assert code == 0
     assert content(path) == content(made.path)
     assert f"accepted  8 of 8 models, among {len(made.rows)} candidates: " in out
-    code, out, err = call("show", path, "--rows", 3)
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[-4:]] == ["index", "0", "1", "2"]
     code, out, err = call("verify", path, "--rows", 2)
     assert (code, out) == (0, "2 models bit for bit, 0 within float noise, 0 different\n")
     file = tmp_path / "model.safetensors"
@@ -476,10 +473,7 @@ def test_an_impossible_plan_is_told_in_a_sentence(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ["show", "nowhere"],
-            "no pool at nowhere, with base.safetensors and base.json: make one",
-        ),
+        (["verify", "nowhere"], "no pool at nowhere, with base.safetensors and base.json: make one"),
         (["create", *ARGUMENTS, "--count", 0, "--out", "nowhere"], "count is 0"),
         (["create", *ARGUMENTS, "--count", 1, "--out", "nowhere", "--noise", "none"], "unknown noise 'none'"),
     ],
@@ -493,7 +487,7 @@ def test_wrong_requests_are_one_sentence(call, arguments, words, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["create", "show", "verify", "export"])
+@pytest.mark.parametrize("command", ["create", "verify", "export"])
 def test_every_command_shows_an_example(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
