@@ -1,6 +1,7 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ def merge(
     """
     from mgenb import data, devices, mega, nets, store, training
     from mgenb.errors import choose
-    from mgenb.executor import each, workers
+    from mgenb.executor import workers
     from mgenb.mega import methods
 
     names = list(methods.METHODS) if method == "all" else [choose("method", method, [*methods.METHODS, "all"])]
@@ -63,14 +64,21 @@ def merge(
     settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
-        done = dict(each(partial(_merged, task, kept), names, executor, "method"))
-    results = {name: done[number] for number, name in enumerate(names)}
+        results = _results(task, kept, executor)
     alone = {str(file): methods.Result((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
     print(TRAINED_ON.format(len(task.val)))
     print(methods.compare(task, results | alone, images.test.unseal(f"mgenb merge {method}")).to_string())
     _save(out, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)
+
+
+def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result"]:
+    """Return what each method finds, side by side where there is an executor."""
+    from mgenb.executor import each
+
+    done = dict(each(partial(_merged, task, kept), kept, executor, "method"))
+    return {name: done[number] for number, name in enumerate(kept)}
 
 
 def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result":
