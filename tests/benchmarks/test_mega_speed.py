@@ -19,7 +19,7 @@ def parents(digits):
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_two_generations_of_20_against_evaluating_them(against, parents, digits, fresh):
-    net, states = parents[0], [population.state_of(parent) for parent in parents]
+    net, (first, second) = parents[0], (population.state_of(parent) for parent in parents)
     score = population.accuracy_on(net, digits.val.take(250, 0))
     judged = partial(align.recalibrate, net, split=digits.train.take(64, 0)) if fresh else dict
     seen = []
@@ -29,13 +29,13 @@ def test_two_generations_of_20_against_evaluating_them(against, parents, digits,
         return judged(state)
 
     def merged():
-        found = mega.merge(*states, SETTINGS, 0, lambda individuals: score(map(judged, individuals)))
+        found = mega.merge(first, second, SETTINGS, 0, lambda individuals: score(map(judged, individuals)))
         return found.individuals["fitness"].tolist()
 
     def pure():
         return score(map(judged, seen))
 
-    mega.merge(*states, SETTINGS, 0, lambda individuals: score(map(kept, individuals)))
+    mega.merge(first, second, SETTINGS, 0, lambda individuals: score(map(kept, individuals)))
     for ours, theirs in against(merged, pure, note=f"; fresh statistics: {fresh}; bar: at least 0.95"):
         assert ours == theirs
         assert len(ours) == 20 + 19

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import nbformat
 import psutil
@@ -81,7 +82,7 @@ if __name__ == "__main__":
 def test_a_lost_scheduler_is_one_sentence_and_finished_parts_stay(tmp_path):
     pytest.importorskip("distributed")
     (tmp_path / "serve.py").write_text(SERVE)
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    quiet: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     server = subprocess.Popen([sys.executable, tmp_path / "serve.py"], **quiet)
     scheduler, address = server.pid, server.stdout.readline().strip()
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mgenb import training
+from mgenb import store, training
 from mgenb.steps import Step
 
 ARCHITECTURES = ("lenet", "resnet8")
@@ -68,17 +68,23 @@ def test_a_capture_changes_nothing_that_is_trained(digits, images):
     assert all(not tensor.any() for state in step.optimiser.state.values() for tensor in state.values())
 
 
-def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path):
+def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path, monkeypatch):
     recipe = training.RECIPES["one-cycle"]
     whole, cut = drawn("lenet", digits), drawn("lenet", digits)
     losses = training.fit(whole, images, recipe, epochs=4, seed=0)
 
-    def stop(epoch, loss):
-        if epoch == 2:
+    keep, kept = store.save_progress, []
+
+    def stop(*what):
+        keep(*what)
+        kept.append(what)
+        if len(kept) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(store, "save_progress", stop)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(cut, images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c", progress=stop)
+        training.fit(cut, images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c")
+    monkeypatch.setattr(store, "save_progress", keep)
     resumed = training.fit(drawn("lenet", digits, 9), images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c")
     assert resumed == pytest.approx(losses, rel=1e-3)
 

@@ -176,4 +176,4 @@ def test_every_drawing_is_shown_with_alt_text_and_is_opaque() -> None:
     for file in shown:
         with Image.open(file) as image:
             assert image.width >= 1500
-            assert image.convert("RGBA").getextrema()[3] == (255, 255), file.name
+            assert image.convert("RGBA").getchannel("A").getextrema() == (255, 255), file.name

@@ -239,9 +239,9 @@ class Awkward(nn.Module):
 
 def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
     torch.manual_seed(0)
-    net, images = Awkward(), torch.rand(40, 1, 28, 28)
+    net, pixels = Awkward(), torch.rand(40, 1, 28, 28)
     with torch.no_grad():
-        images = Split(images, net.eval()(images).argmax(1), torch.arange(40), "val")
+        images = Split(pixels, net.eval()(pixels).argmax(1), torch.arange(40), "val")
     base = population.state_of(net.train())
     plain, cached = (way(net, images)(base, "second.weight") for way in (algorithm1.plain, algorithm1.cached))
     generated = mge.layer_generator(base["second.weight"], mge.Settings(t=0.2, z=3.0))

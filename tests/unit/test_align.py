@@ -107,8 +107,8 @@ def test_two_trained_networks_are_nearer_to_each_other_when_aligned(small):
         return sum((a[name] * b[name]).sum().item() for name in spec.weights)
 
     barriers = []
-    for a, b in ((0, 1), (1, 2), (2, 0)):
-        a, b = states[a], states[b]
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        a, b = states[i], states[j]
         other = align.aligned(net, a, b, seed=0)
         assert product_with(a, other) > product_with(a, b)
         assert far(logits(net, b, small.val.images), logits(net, other, small.val.images)) < 1e-4

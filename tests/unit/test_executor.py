@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import ExitStack
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +37,12 @@ ASKED = {"one": ("1", None), "two": ("2", None)}
 def open_executor(request):
     """Open an executor by name: one, two or cluster; it stays for the tests that follow, as starting it is slow."""
     with ExitStack() as stack:
-        given = {name: lambda name=name: executor.workers(*ASKED[name]) for name in ASKED}
-        given["cluster"] = lambda: executor.workers(None, request.getfixturevalue("cluster"))
-        yield cache(lambda name: stack.enter_context(given[name]()))
+
+        def opened(name):
+            asked = ASKED[name] if name in ASKED else (None, request.getfixturevalue("cluster"))
+            return stack.enter_context(executor.workers(*asked))
+
+        yield cache(opened)
 
 
 @pytest.fixture
@@ -106,7 +110,7 @@ def test_networks_that_a_cluster_trains_come_back_the_same(cluster, small, tmp_p
 
 @pytest.mark.parametrize("way", ["two", "cluster"])
 def test_pools_are_the_same_wherever_candidates_are_tried(way, open_executor, tmp_path):
-    given = {"epochs": 8, "train_limit": 1000, "val_limit": 400, "samples": True}
+    given: dict[str, Any] = {"epochs": 8, "train_limit": 1000, "val_limit": 400, "samples": True}
     plan = pool.Plan("mnist", "lenet", 6, mge.Settings(t=0.99), eps=0.005, **given)
     here = pool.create(plan, tmp_path / "here")
     there = pool.create(plan, tmp_path / "there", executor=open_executor(way))

@@ -451,6 +451,7 @@ def test_without_a_network_there_are_no_imagenet_weights_and_it_says_why(tmp_pat
 def test_small_images_are_made_ready_for_imagenet(monkeypatch):
     monkeypatch.setattr(fewshot, "vit_b_16", lambda **_: nn.Identity())
     net, said = fewshot.imagenet_vit("omniglot")
+    assert net is not None
     assert said.endswith("omniglot: none of its classes is in ImageNet")
     grey = torch.full((2, 1, 28, 28), 255, dtype=torch.uint8)
     x = net(grey)

@@ -13,6 +13,7 @@ from mgenb.measure import population
 from mgenb.mega import VARIANTS, Settings, genetic
 
 TINY = {"size": 6, "generations": 3}
+Pair = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def made(seed, shift=0.0):
@@ -49,7 +50,7 @@ def near(goal):
     return fitness
 
 
-def seen_by(parents, settings, seed=0):
+def seen_by(parents: Pair, settings, seed=0):
     """The populations of state_dicts that fitness is asked about."""
     seen = []
 
@@ -118,7 +119,7 @@ def test_the_best_is_kept_and_is_the_one_that_is_returned(parents):
     assert history["alpha"].iloc[-1] == top["alpha"]
 
 
-def test_the_winner_does_not_hold_the_whole_population_in_memory(parents):
+def test_the_winner_does_not_hold_the_whole_population_in_memory(parents: Pair):
     state = mega.merge(*parents, tuned("paper"), 3, near(parents[1])).state
     for tensor in state.values():
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -214,7 +215,7 @@ def test_merging_a_network_with_itself_without_mutation_returns_it(parents):
     assert all(found.state[name].equal(tensor) for name, tensor in parents[0].items())
 
 
-def test_what_is_not_finite_is_counted_and_never_wins(parents):
+def test_what_is_not_finite_is_counted_and_never_wins(parents: Pair):
     def broken(states):
         return [math.nan if i % 2 else math.inf if i % 4 == 0 else float(i) for i, _ in enumerate(states)]
 
@@ -229,9 +230,9 @@ def test_what_is_not_finite_is_counted_and_never_wins(parents):
 
 def test_negative_variances_of_a_real_network_are_survived(small):
     nets = [training.fresh("resnet8", small, seed) for seed in (0, 1)]
-    states = [population.state_of(net) for net in nets]
+    first, second = (population.state_of(net) for net in nets)
     settings = tuned("code", rate=0.5, sigma=2.0)
-    found = mega.merge(*states, settings, 0, population.accuracy_on(nets[0], small.val.take(20, 0)))
+    found = mega.merge(first, second, settings, 0, population.accuracy_on(nets[0], small.val.take(20, 0)))
     assert found.history["negative_variance"].max() > 0
     assert found.individuals["fitness"].between(0, 1).all()
 
@@ -248,7 +249,7 @@ def test_how_images_are_scaled_is_left_alone(small, lenet):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_checkpoint_goes_on_to_the_identical_result(parents, variant, tmp_path, monkeypatch):
+def test_a_checkpoint_goes_on_to_the_identical_result(parents: Pair, variant, tmp_path, monkeypatch):
     whole = mega.merge(*parents, tuned(variant), 3, near(parents[1]))
     calls = []
 

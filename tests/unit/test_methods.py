@@ -115,17 +115,17 @@ def test_merging_a_network_with_itself_returns_it(task):
 
 
 def test_cma_leaves_the_global_random_state_alone(task):
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     methods.cma_es(task)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # noqa: NPY002
 
 
 def test_fresh_statistics_are_those_of_the_training_images(small):
     nets = [training.fresh("resnet8", small, seed) for seed in (0, 1)]
-    states = [population.state_of(net) for net in nets]
-    with_norms = Task(nets[0], *states, small.train.take(64, 0), small.val.take(20, 0), 8, 0, 4)
+    first, second = (population.state_of(net) for net in nets)
+    with_norms = Task(nets[0], first, second, small.train.take(64, 0), small.val.take(20, 0), 8, 0, 4)
     found = METHODS["average-bn"](with_norms).states[0]
-    wanted = align.recalibrate(nets[0], mega.between(*states, 0.5), with_norms.train)
+    wanted = align.recalibrate(nets[0], mega.between(first, second, 0.5), with_norms.train)
     assert same(found, wanted)
     assert METHODS["line-bn"](with_norms).evaluations == 8
     for name in ("parent-bn", "line-bn", "mega-rebasin"):

@@ -7,6 +7,7 @@ import pickle
 import resource
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,12 +253,13 @@ def test_a_wrong_plan_is_refused_at_once(wrong, words):
 
 def test_what_cannot_be_made_is_told_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
-    for refused, options, words in (
+    cases: tuple[tuple[pool.Plan, dict[str, Any], str], ...] = (
         (plan(dataset="mnst"), {}, "did you mean 'mnist'"),
         (plan(val_limit=9999), {}, "only 500 images are available"),
         (PLAN, {"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         (PLAN, {"device": "gpu"}, "device 'gpu' cannot be used here"),
-    ):
+    )
+    for refused, options, words in cases:
         with pytest.raises(MgenbError, match=words):
             pool.create(refused, out, **options)
     assert not out.exists()

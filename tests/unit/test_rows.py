@@ -151,7 +151,7 @@ def test_parts_must_agree_in_their_columns_and_stand_once(tmp_path):
 
 
 def test_a_frame_and_numpy_numbers_will_do(tmp_path):
-    frame = pd.DataFrame({"a": np.arange(2), "b": np.float32([0.5, 0.25]), "c": ["x", ""]})
+    frame = pd.DataFrame({"a": np.arange(2), "b": np.array([0.5, 0.25], dtype=np.float32), "c": ["x", ""]})
     found = measure(tmp_path, PARTS[:1], lambda part: frame).frame
     assert found[["a", "b", "c"]].to_dict("list") == {"a": [0, 1], "b": [0.5, 0.25], "c": ["x", ""]}
 
@@ -206,9 +206,9 @@ def test_planned_parts_are_chosen_and_missing_ones_counted(tmp_path):
     assert chosen.frame["base"].tolist() == [2, 2, 2, 1, 1, 1]
     assert chosen.frame["value"].tolist() == [v for i in (2, 1) for v in np.random.default_rng(i).random(3)]
     assert list(chosen.parts["weights"]) == ["w2", "w1"]
-    for plan in ([{**PARTS[0], "share": 0.1}], [{"reading": 1}]):
+    for part in ({**PARTS[0], "share": 0.1}, {"reading": 1}):
         with pytest.raises(MgenbError, match="none of the 1 planned parts"):
-            rows.select(found, plan)
+            rows.select(found, [part])
 
 
 def test_rows_are_read_without_torch(tmp_path):

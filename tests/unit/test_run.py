@@ -5,6 +5,7 @@ import json
 import platform
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ def toy(**own):
     run = start(**{**TINY, **own})
     dataset = run.load()
     nets = run.bases(dataset)
-    models = {}
+    models: dict[Any, Any] = {}
     for index, net in enumerate(nets):
         models["base", index, 0] = net, None
         for band in ("low", "high"):
@@ -446,10 +447,10 @@ def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
         run.verdicts()
         reasons = {verdict.claim.id: verdict.reason for verdict in run.judged().verdicts}
         told.add((capsys.readouterr().out, str(reasons), str(run.readings_table()["verdict"].sort_index())))
-    ((tokens, reasons, readings),) = told
+    ((tokens, why, readings),) = told
     assert "mge.fig6.high_worse_than_low: not tested [quick, sample]\n" in tokens
-    assert "'mge.fig6.high_worse_than_low': 'both at chance: at most 11.0 % are right'" in reasons
-    assert "'mge.fig6.high_worse_than_mid': 'for a reason'" in reasons
+    assert "'mge.fig6.high_worse_than_low': 'both at chance: at most 11.0 % are right'" in why
+    assert "'mge.fig6.high_worse_than_mid': 'for a reason'" in why
     assert readings.count("not tested") == 2
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,8 +131,9 @@ def test_a_second_call_reads_the_cache(small, own_cache, monkeypatch, capsys):
     assert states_equal(first.state_dict(), second.state_dict())
     assert not second.training
     for change in ({"seed": 2}, {"epochs": 3}, {"recipe": "mge-sgd"}):
+        other: dict[str, Any] = {"epochs": 2, "seed": 1, **change}
         with pytest.raises(AssertionError, match="trained again"):
-            training.trained("lenet", small, **{"epochs": 2, "seed": 1, **change})
+            training.trained("lenet", small, **other)
     newer = dataclasses.replace(training.RECIPES["mge-adam"], version=2)
     for table, name, value in ((nets.VERSIONS, "lenet", 2), (training.RECIPES, "mge-adam", newer)):
         with monkeypatch.context() as patch:
@@ -223,6 +225,7 @@ def test_normalisation_is_that_of_the_training_images(small):
 BOTH_AT_ONCE = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from mgenb import data, store, training
 digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
 Path(sys.argv[1]).touch()
