@@ -25,7 +25,7 @@ test: install
 	$(BIN)/ruff format --check mgenb tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow" -n auto --dist loadgroup
 	$(BIN)/mgenb check
 
 slow: install

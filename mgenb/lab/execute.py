@@ -259,7 +259,11 @@ def _tokens(record: Record) -> list[str]:
 
 
 def nbval(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Return the command that compares notebooks with their committed outputs, as this project does it."""
+    """Return the command that compares notebooks with their committed outputs, as this project does it.
+
+    Several are compared side by side, in as many processes as there are cores.
+    """
     chosen = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "900", "--nbval-sanitize-with"]
     sanitize = root / "tests" / "notebooks" / "sanitize.cfg"
-    return [sys.executable, "-m", "pytest", "-q", *chosen, str(sanitize), *map(str, paths)]
+    beside = ["-n", str(min(len(paths), os.cpu_count() or 1)), "--dist", "loadscope"] if len(paths) > 1 else []
+    return [sys.executable, "-m", "pytest", "-q", *beside, *chosen, str(sanitize), *map(str, paths)]
