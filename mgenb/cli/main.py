@@ -123,13 +123,13 @@ def check(numbers: Numbers = None) -> None:
 
     Then tells what would keep nbval from comparing: cells without counts or outputs, times, paths.
     """
-    from mgenb.executor import THREADS
+    from mgenb.executor import WORKER
     from mgenb.lab import execute, hygiene
 
     root = catalog.project_root()
     paths = [execute.path_of(notebook) for notebook in _chosen(numbers)]
     with tempfile.TemporaryDirectory() as temporary:
-        environment = {**os.environ, "MGENB_OUT": temporary, **(THREADS if len(paths) > 1 else {})}
+        environment = {**os.environ, "MGENB_OUT": temporary, **(WORKER if len(paths) > 1 else {})}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
     problems = [(path, problem) for path in paths for problem in hygiene.problems(path)]
     for path, problem in problems:
