@@ -153,7 +153,7 @@ class Run:
         """
         how = network or self.networks[0]
         seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
-        same = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
+        same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
         nets = training.trained_all(how.arch, dataset, seeds=seeds, **same)
         if finish:
             for net in nets:
