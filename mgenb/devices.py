@@ -19,11 +19,11 @@ def device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(name)
-        torch.empty(1, device=found).item()
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
-    return found
+    return chosen
 
 
 @cache

@@ -88,10 +88,10 @@ def _called(node: fx.node.Argument, modules: Modules) -> nn.Module | None:
 
 def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
     """Return the convolution that a node calls, if only one other node reads it and its padding is in numbers."""
-    found = _called(node, modules)
-    if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(found, nn.Conv2d):
+    module = _called(node, modules)
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(module, nn.Conv2d):
         return None
-    return None if isinstance(found.padding, str) else found
+    return None if isinstance(module.padding, str) else module
 
 
 def conv_relu(

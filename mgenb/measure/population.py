@@ -100,39 +100,31 @@ def count(
 
 
 Counter = Callable[[Iterable[State], int | None], list[Count]]
-Classify = Callable[[torch.Tensor], torch.Tensor]  # images -> predicted classes, on the images' device
-# (fewest) -> images at once, and (state_dict that fits) -> how it classifies
-Prepared = tuple[Callable[[int | None], int], Callable[[State], Classify]]
+# (fewest) -> images at once; and state_dict that fits -> (images -> their classes, on their device)
+Prepared = tuple[Callable[[int | None], int], Callable[[State], Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def counter(net: nn.Module, split: Split, precision: str = "float32") -> Counter:
     """Return (states, fewest) -> counts, as `count`; what depends on network and images alone is prepared once."""
-    prepared = _fused(net, split, precision) if split.images.is_cuda else _plain(net, split)
-    return _counter(net, split, prepared, precision)
+    batch_of, classifier = (_fused if split.images.is_cuda else _plain)(net, split, precision)
 
-
-def _counter(net: nn.Module, split: Split, prepared: Prepared, precision: str = "float32") -> Counter:
-    batch_of, classifier = prepared
+    @torch.inference_mode()
+    def right_with(state: State, size: int, fewest: int | None) -> tuple[torch.Tensor, int]:
+        classes = map(classifier(_tensors(net, state)), split.images.split(size))
+        return _right(classes, split.labels.split(size), len(split), fewest)
 
     def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
         if fewest is not None:
             refuse_test(split)
-        parts = [tensor.split(batch_of(fewest)) for tensor in (split.images, split.labels)]
-
-        @torch.inference_mode()
-        def right_with(state: State) -> tuple[torch.Tensor, int]:
-            images, labels = parts
-            return _right(map(classifier(_tensors(net, state)), images), labels, len(split), fewest)
-
         with precise(precision, fastest=True):
-            found = [right_with(state) for state in states]
-        rights = torch.stack([right for right, _ in found]).tolist() if found else []
-        return [Count(right, seen, len(split)) for right, (_, seen) in zip(rights, found, strict=True)]
+            right_of_seen = [right_with(state, batch_of(fewest), fewest) for state in states]
+        rights = torch.stack([right for right, _ in right_of_seen]).tolist() if right_of_seen else []
+        return [Count(right, seen, len(split)) for right, (_, seen) in zip(rights, right_of_seen, strict=True)]
 
     return counted
 
 
-def _plain(net: nn.Module, split: Split) -> Prepared:
+def _plain(net: nn.Module, split: Split, precision: str = "float32") -> Prepared:
     """Return how a CPU classifies: in the way that is fastest there, and into the classes of the usual way.
 
     Another memory order or batch moves logits by some millionths of the largest, so a batch in which that could change
@@ -142,14 +134,14 @@ def _plain(net: nn.Module, split: Split) -> Prepared:
     way = last, size = fastest(net, split.images) if many else USUAL
     ready = evaluated(net)
 
-    def classifier(tensors: State) -> Classify:
+    def classifier(tensors: State) -> Callable[[torch.Tensor], torch.Tensor]:
         quick = ordered(tensors, last)
 
         def classify(images: torch.Tensor) -> torch.Tensor:
-            found = torch.cat([_logits(ready, quick, part) for part in images.split(size)])
-            if way != USUAL and _close(found):
-                found = _logits(ready, ordered(tensors), images)
-            return classes_of(found)
+            logits = torch.cat([_logits(ready, quick, part) for part in images.split(size)])
+            if way != USUAL and _close(logits):
+                logits = _logits(ready, ordered(tensors), images)
+            return classes_of(logits)
 
         return classify
 
@@ -166,15 +158,15 @@ def accuracy_on(net: nn.Module, split: Split, precision: str = "float32") -> Cri
     """Return the criterion accuracy on `split`, in [0, 1], for what selects; SealedSplitError for the test split."""
     refuse_test(split)
     counted = counter(net, split, precision)
-    return lambda states: [one.right / one.total for one in counted(states, None)]
+    return lambda states: [count.right / count.total for count in counted(states, None)]
 
 
 def scores(name: str, criterion: Criterion, states: Iterable[State], count: int) -> list[float]:
     """Return what a criterion gives `count` state_dicts; MgenbError, by the criterion's name, for another number."""
-    found = [float(value) for value in criterion(states)]
-    if len(found) != count:
-        raise MgenbError(f"{name} gave {len(found)} values for {count} individuals; right is one for each")
-    return found
+    values = [float(value) for value in criterion(states)]
+    if len(values) != count:
+        raise MgenbError(f"{name} gave {len(values)} values for {count} individuals; right is one for each")
+    return values
 
 
 def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.Tensor:
@@ -196,7 +188,7 @@ def _fused(net: nn.Module, split: Split, precision: str = "float32") -> Prepared
         slim, folded = evaluated(net), dict
     most = max(1, BATCH_ELEMENTS // _largest(net, split))
 
-    def classifier(state: State) -> Classify:
+    def classifier(state: State) -> Callable[[torch.Tensor], torch.Tensor]:
         tensors = folded(state)
         if precision == "tf32":  # tensor cores read channels last
             tensors = ordered(tensors)

@@ -159,8 +159,9 @@ def plainly(net, images, state):
 
 def counted(way, net, images, states, fewest=None):
     """Counts as on a CPU, or by the fused layers of a GPU, which a CPU can imitate."""
-    prepared = {"plain": population._plain, "fused": population._fused}[way](net, images)
-    return population._counter(net, images, prepared)(states, fewest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(population, "_plain", {"plain": population._plain, "fused": population._fused}[way])
+        return population.counter(net, images)(states, fewest)
 
 
 WAYS = ("plain", "fused")
