@@ -65,8 +65,8 @@ def merge(
     asked = {**told, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
     with workers(jobs, scheduler) as executor:
-        done = dict(each(partial(_merged, task, kept), names, executor, "method"))
-    found = {name: done[number] for number, name in enumerate(names)}
+        done = sorted(each(partial(_merged, task, kept), names, executor, "method"))
+    found = {names[number]: result for number, result in done}
     parents = {str(file): methods.Found((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
     _show(task, {**found, **parents}, images.test.unseal(f"mgenb merge {method}"))
     _save(out, found, told)
