@@ -10,17 +10,6 @@ import pytest
 APART = ("unit", "faults")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items):
-    """Where tests run in several processes those of one file share one, which makes their fixtures once.
-
-    Tests of notebooks are long, and do not: each goes where a process is free.
-    """
-    for item in items:
-        if item.path.parent.name in APART:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory):
     chosen = os.environ.get("MGENB_TEST_CACHE")
