@@ -335,7 +335,7 @@ def test_checkpoints_are_kept_until_the_end_and_belong_to_one_run(out):
     run, other = (lab.start(STEM, profile="cpu", seed=seed, device="cpu") for seed in (0, 1))
     file = run.checkpoint("evolution")
     assert file == lab.start(STEM, profile="cpu", seed=0, device="cpu").checkpoint("evolution")
-    changed = lab.start(STEM, profile="cpu", seed=0, device="cpu", share=0.5)
+    changed = lab.start(STEM, profile="cpu", seed=0, device="cpu", share=0.123)
     files = {other.checkpoint("evolution"), changed.checkpoint("evolution"), run.checkpoint("another")}
     assert len(files - {file}) == 3
     assert file.parent == out / f"{STEM}.parts"  # with what else a stopped run goes on from
