@@ -243,8 +243,8 @@ def rebasin(method: Method, task: Task) -> Result:
     return replace(method(replace(task, second=second)), aligned=second)
 
 
-_PAPER, _FIXED = mega.VARIANTS["paper"], mega.VARIANTS["fixed"]
-_SMALL_SIGMA = replace(_PAPER, sigma=_PAPER.sigma / 10)  # the paper states none; 0.1 is the author's code's
+# MeGA's variants, and a smaller sigma: the paper states none, and 0.1 is the author's code's
+SETTINGS = mega.VARIANTS | {"small-sigma": replace(mega.VARIANTS["paper"], sigma=mega.VARIANTS["paper"].sigma / 10)}
 METHODS: dict[str, Method] = {
     "parent": parent,
     "parent-bn": partial(fresh, parent),
@@ -260,12 +260,8 @@ METHODS: dict[str, Method] = {
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
     "line-rebasin": partial(rebasin, partial(fresh, line_search)),
     "mega-alone": alone,
-    "mega-alone-fixed": partial(alone, settings=_FIXED),
-    "mega-alone-small-sigma": partial(alone, settings=_SMALL_SIGMA),
+    **{f"mega-alone-{name}": partial(alone, settings=SETTINGS[name]) for name in ("fixed", "small-sigma")},
     "mega": genetic,
-    **{
-        f"mega-{name}": partial(genetic, settings=variant) for name, variant in mega.VARIANTS.items() if name != "paper"
-    },
-    "mega-small-sigma": partial(genetic, settings=_SMALL_SIGMA),
-    "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=_FIXED))),
+    **{f"mega-{name}": partial(genetic, settings=SETTINGS[name]) for name in SETTINGS if name != "paper"},
+    "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=SETTINGS["fixed"]))),
 }
