@@ -4,6 +4,7 @@ What is shipped with the package (`nets/shipped/`) comes before the cache.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -59,6 +60,7 @@ RECIPES = {
 }
 RECIPES |= {f"{name}-bf16": replace(recipe, precision="bfloat16") for name, recipe in RECIPES.items()}
 
+QUIET = "TQDM_DISABLE"  # set in processes that share a screen
 SMALL = 1_000_000  # parameters of a network that leaves most of a GPU idle
 SHIPPED = Path(nets.__file__).with_name("shipped")
 _anew: set[Path] = set()  # what this process was told to train although it was there, and has trained
@@ -147,7 +149,7 @@ def fit(
     losses: list[float] = saved["losses"] if saved else []
     step = _step(net, train, recipe, saved and saved["optimiser"])
     done = len(losses)
-    for epoch in tqdm(range(done, epochs), show, epochs, initial=done, disable=not show):
+    for epoch in tqdm(range(done, epochs), show, epochs, initial=done, disable=not show or bool(os.environ.get(QUIET))):
         losses.append(fit_epoch(step, recipe, derive(seed, "epoch", epoch), _span(epoch, epochs)))
         _refuse_diverged(losses)
         now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
@@ -246,7 +248,8 @@ def trained(
         if there := _there(settings, retrain):
             state, whence = there
             net.load_state_dict(state)
-            print(f"{name}: {whence}", file=sys.stderr)
+            if not os.environ.get(QUIET):
+                print(f"{name}: {whence}", file=sys.stderr)
         else:
             checkpoint = path.with_suffix(".checkpoint")
             own = {"epochs": epochs, "seed": derive(seed, "fit", arch)}

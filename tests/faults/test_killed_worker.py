@@ -88,6 +88,8 @@ def test_a_lost_scheduler_is_one_sentence_and_finished_parts_stay(tmp_path):
 
     def square(number):
         if number == 3:
+            while not kept(tmp_path):
+                time.sleep(0.05)
             os.kill(scheduler, signal.SIGKILL)
             time.sleep(60)
         return number**2

@@ -154,9 +154,9 @@ print(store.unfinished("merge", {"seed": 1}))
 def test_one_more_architecture_and_an_edited_drawing_throw_nothing_away(small, own_cache, tmp_path):
     training.trained("lenet", small, epochs=1, seed=1)
     package = shutil.copytree(Path(nets.__file__).parents[1], tmp_path / "mgenb")
-    table = package / "nets/__init__.py"
-    table.write_text(table.read_text().replace('"lenet": lenet,', '"lenet": lenet, "lenet_too": lenet,'))
-    for file in ("nets/lenet.py", "training.py", "lab/figures.py"):
+    table = package / "nets/mge.py"
+    table.write_text(table.read_text().replace('"lenet": _lenet,', '"lenet": _lenet, "lenet_too": _lenet,'))
+    for file in ("nets/mge.py", "training.py", "lab/figures.py"):
         with (package / file).open("a") as code:
             code.write("LATER = 1\n")
     done = subprocess.run([sys.executable, "-c", FOUND_AGAIN], cwd=tmp_path, capture_output=True, text=True)
