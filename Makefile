@@ -41,4 +41,4 @@ gpu: install
 
 # .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	$(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'
+	OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mgenb.executor import WORKER
+
 APART = ("unit", "faults")
 
 
@@ -37,6 +39,9 @@ def alone():
 @pytest.fixture(autouse=True)
 def _apart(request, monkeypatch, session_cache):
     if request.path.parent.name not in APART:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # kernels side by side
+            for name, value in WORKER.items():
+                monkeypatch.setenv(name, value)
         yield
         return
     monkeypatch.setenv("MGENB_CACHE", str(session_cache))
