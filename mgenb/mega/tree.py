@@ -36,8 +36,7 @@ def balanced(count: int) -> Tree:
         raise MgenbError(f"a tree of {count} models has nothing to merge; right is at least 2")
     level: list[Tree] = list(range(count))
     while len(level) > 1:
-        paired = len(level) // 2 * 2
-        level = [*zip(level[:paired:2], level[1:paired:2], strict=True), *level[paired:]]
+        level = [*zip(level[::2], level[1::2], strict=False), *level[len(level) // 2 * 2 :]]
     return level[0]
 
 
