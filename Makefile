@@ -41,4 +41,4 @@ gpu: install
 
 # .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'
+	env OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'

@@ -68,7 +68,7 @@ evolve._Breeding.children = lambda self, generation, parents: children(self, 0, 
 from mgenb.mge import evolve
 def first_parent(self, available, rng):
     first = available[int(rng.integers(len(available)))]
-    return evolve._Member(evolve.Individual(first.individual.recipe, "fusion"), first.make)
+    return evolve.Individual(first.recipe, "fusion", make=first.make)
 evolve._Breeding.fusion = first_parent
 """,
     "11_mega_fitness": """
