@@ -20,12 +20,14 @@ install: .venv/.installed
 run: install
 	@$(BIN)/mgenb run all --profile quick
 
+# the tests of one file share a process, and so its fixtures; those of notebooks are long and go one by one
 test: install
-	$(BIN)/ruff check mgenb tests conftest.py
+	$(BIN)/ruff check mgenb tests notebooks conftest.py
 	$(BIN)/ruff format --check mgenb tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests --ignore=tests/notebooks -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/notebooks -m "not slow" -n auto --dist worksteal
 	$(BIN)/mgenb check
 
 slow: install
@@ -39,4 +41,4 @@ gpu: install
 
 # .jupyterlab turns automatic saving off, which would write what was only read
 lab: install
-	$(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'
+	env OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks --LabApp.app_settings_dir='$(CURDIR)/.jupyterlab'

@@ -1,7 +1,11 @@
 """What computes, and how exactly: the device, threads, and the bits that a GPU's matrix products may drop."""
 
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -15,11 +19,20 @@ def device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(name)
-        torch.empty(1, device=found).item()
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
-    return found
+    return chosen
+
+
+@cache
+def processor() -> str:
+    """Return by what libraries choose a CPU's kernels, and so its bits: instruction set, vendor, family and model."""
+    about = Path("/proc/cpuinfo")
+    text = about.read_text() if about.exists() else ""
+    model = re.findall(r"^(?:vendor_id|cpu family|model)\s*: (.+)$", text, re.MULTILINE)[:3] or [platform.processor()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *model])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 
 class MgenbError(Exception):
@@ -29,18 +30,21 @@ def choose(kind: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-def demand(settings: object, of: str = "", **right: Iterable[str] | int | float) -> None:
-    """Check fields of `settings`: names by those that are known, numbers by the least that is right.
+def demand(settings: object, of: str = "", **right: Iterable[str] | int | float | tuple[float, float]) -> None:
+    """Check fields of `settings`: names by those that are known, numbers by the least that is right, or (least, most).
 
     Where the least is an int, so must be the number; where it is a float, any finite number will do.
     Raises MgenbError for the first field that is wrong, and calls it 'field' or, with `of`, 'field of ...'.
     """
     for field, known in right.items():
         value, name = getattr(settings, field), f"{field} of {of}" if of else field
-        if not isinstance(known, int | float):
-            choose(name, value, known)
+        bounds: tuple[Any, ...] = (known, math.inf) if isinstance(known, int | float) else tuple(known)
+        if isinstance(bounds[0], str):
+            choose(name, value, bounds)
             continue
-        kind, word = (Integral, "a whole number") if isinstance(known, int) else (Real, "a number")
+        least, most = bounds
+        kind, word = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
         number = isinstance(value, kind) and not isinstance(value, bool)
-        if not (number and known <= value < math.inf):
-            raise MgenbError(f"{name} is {value!r}; right is {word} of at least {known:g}")
+        if not (number and least <= value <= most and value < math.inf):
+            limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise MgenbError(f"{name} is {value!r}; right is {word} {limit}")

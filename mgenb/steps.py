@@ -28,7 +28,7 @@ class Step:
         self.device = train.images.device
         self._index = torch.zeros(min(batch, len(train)), dtype=torch.int64, device=self.device)
         self._total = torch.zeros((), device=self.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None  # a step on a whole batch, where it is captured
         # a stream of its own: steps captured on one stream share the workspaces of its libraries, and side by side
         # they would write into each other's
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -40,16 +40,11 @@ class Step:
                 group["lr"].fill_(rate)  # the graph reads it where it lies
             else:
                 group["lr"] = rate
-        if self._graph is None or len(index) != len(self._index):
+        if self.graph is None or len(index) != len(self._index):
             self._take(index)
         else:
             self._index.copy_(index)
-            self._graph.replay()
-
-    @property
-    def captured(self) -> bool:
-        """Whether a whole batch is one CUDA graph."""
-        return self._graph is not None
+            self.graph.replay()
 
     def take_loss(self) -> float:
         """Return the loss added up since the last call, each image counted once; waits for the device."""
@@ -78,7 +73,7 @@ class Step:
             with torch.cuda.graph(graph, stream=self.stream):
                 self._take(self._index)
         self._total.zero_()
-        self._graph = graph
+        self.graph = graph
 
     @contextmanager
     def alongside(self) -> Iterator[None]:

@@ -76,9 +76,9 @@ def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
-def unfinished(name: str, told: Mapping[str, Any]) -> Path:
-    """Return the file from which the computation `name` goes on; another one for other values in `told`."""
-    return cache_dir() / "unfinished" / f"{name}-{key_of(told)}"
+def unfinished(name: str, settings: Mapping[str, Any]) -> Path:
+    """Return the file from which the computation `name` goes on; another one for other `settings`."""
+    return cache_dir() / "unfinished" / f"{name}-{key_of(settings)}"
 
 
 def save_progress(path: Path | None, key: str, fields: Mapping[str, Any]) -> None:
@@ -99,10 +99,10 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
         return None
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        found, fields = saved["key"], dict(saved["fields"])
+        key_there, fields = saved["key"], dict(saved["fields"])
     except Exception as error:  # whatever a damaged zip or pickle raises
         raise MgenbError(f"{path} is damaged: delete it, and the computation begins anew") from error
-    if found != key:
+    if key_there != key:
         why = "weights, settings, seed or version differ"
         raise MgenbError(f"{path} belongs to another computation ({why}): delete it, or take another file")
     return fields

@@ -1,10 +1,15 @@
-"""Train networks once: recipes by name, checkpoints every epoch, and a cache that two processes can share."""
+"""Train networks once: recipes by name, checkpoints every epoch, and a cache that two processes can share.
 
-import hashlib
+What is shipped with the package (`nets/shipped/`) comes before the cache.
+"""
+
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,12 @@ from tqdm import tqdm
 
 from mgenb import nets, store
 from mgenb.data import Dataset, Split
-from mgenb.devices import one_thread, precise
+from mgenb.devices import one_thread, precise, processor
 from mgenb.errors import MgenbError, choose
+from mgenb.executor import each, workers
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
+from mgenb.store import State
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,10 @@ RECIPES = {
 }
 RECIPES |= {f"{name}-bf16": replace(recipe, precision="bfloat16") for name, recipe in RECIPES.items()}
 
+QUIET = "TQDM_DISABLE"  # set in processes that share a screen
 SMALL = 1_000_000  # parameters of a network that leaves most of a GPU idle
-Progress = Callable[[int, float], None]
+SHIPPED = Path(nets.__file__).with_name("shipped")
+_anew: set[Path] = set()  # what this process was told to train although it was there, and has trained
 
 
 def _optimiser(net: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
@@ -125,13 +134,13 @@ def fit(
     epochs: int,
     seed: int,
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    show: str = "",
 ) -> list[float]:
     """Train `net` in place for `epochs` and return each epoch's mean loss.
 
     With `checkpoint`, the state is written there after every epoch and a later call resumes from it: the
-    weights end the same as without the interruption. Raises MgenbError when the loss is no longer finite, and for a
-    checkpoint that is damaged or another training's.
+    weights end the same as without the interruption. `show` is what a bar on stderr says; "": there is none.
+    Raises MgenbError when the loss is no longer finite, and for a checkpoint that is damaged or another training's.
     """
     key = store.key_of({"recipe": asdict(recipe), "seed": seed})
     saved = store.load_progress(checkpoint, key, train.images.device)
@@ -139,13 +148,12 @@ def fit(
         net.load_state_dict(saved["net"])
     losses: list[float] = saved["losses"] if saved else []
     step = _step(net, train, recipe, saved and saved["optimiser"])
-    for epoch in range(len(losses), epochs):
+    done = len(losses)
+    for epoch in tqdm(range(done, epochs), show, epochs, initial=done, disable=not show or bool(os.environ.get(QUIET))):
         losses.append(fit_epoch(step, recipe, derive(seed, "epoch", epoch), _span(epoch, epochs)))
         _refuse_diverged(losses)
         now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
         store.save_progress(checkpoint, key, now)
-        if progress is not None:
-            progress(epoch + 1, losses[-1])
     net.to(memory_format=torch.contiguous_format)
     return losses
 
@@ -200,13 +208,15 @@ def fresh(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     return net.to(dataset.train.images.device)
 
 
+@lru_cache(maxsize=2)
 def _digest(split: Split) -> str:
-    digest = hashlib.sha256(split.images.cpu().numpy().tobytes())
-    digest.update(split.labels.cpu().numpy().tobytes())
-    return digest.hexdigest()[:20]
+    return store.tensor_hash({"images": split.images, "labels": split.labels}, ("images", "labels"))[:20]
 
 
-def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> dict[str, Any]:
+def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int | None) -> dict[str, Any]:
+    """Return what names a trained network; with None for its seed, all of its kind."""
+    if epochs < 1:
+        raise MgenbError(f"epochs is {epochs}; right is at least 1")
     return {
         "arch": choose("architecture", arch, nets.ARCHITECTURES),
         "version": nets.VERSIONS[arch],
@@ -217,79 +227,122 @@ def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) 
     }
 
 
+def _file(settings: Mapping[str, Any]) -> Path:
+    """Return where a trained network is kept; shipped are those of one kind together, stacked."""
+    folder = SHIPPED if settings["seed"] is None else store.cache_dir() / "models"
+    return folder / f"{settings['arch']}-{settings['data']['name']}-{store.key_of(settings)}.safetensors"
+
+
 def trained(
-    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seed: int, quiet: bool = False
+    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seed: int, retrain: bool = False
 ) -> nn.Module:
-    """Return a trained network in eval mode, from the cache or trained now.
+    """Return a trained network in eval mode: shipped with mgenb, or from the cache, or trained now.
 
-    The cache is keyed by architecture and recipe with their versions, data, epochs and seed. Progress and
-    whether the cache was hit go to stderr. A second process that wants the same network waits for the first.
+    It is found by architecture and recipe with their versions, training images, epochs and seed. Whence it comes, or
+    its training's progress, goes to stderr. A second process that wants the same network waits for the first.
+    `retrain`: what was there is not taken, but the process trains it anew, once.
     """
-    path, settings = _cached(arch, dataset, recipe, epochs, seed)
-    net = fresh(arch, dataset, seed)
+    settings = _settings(arch, dataset, recipe, epochs, seed)
+    path, net, name = _file(settings), fresh(arch, dataset, seed), f"{arch} on {dataset.name}, seed {seed}"
     with store.lock(path):
-        if _is_there(path):
-            net.load_state_dict(store.load_weights(path)[0])
-            if not quiet:
-                print(f"{arch} on {dataset.name}, seed {seed}: from the cache", file=sys.stderr)
-            return net.eval()
-        checkpoint = path.with_suffix(".checkpoint")
-        with tqdm(total=epochs, desc=f"training {arch} on {dataset.name}, seed {seed}", disable=quiet) as bar:
-
-            def show(epoch: int, loss: float) -> None:
-                bar.n = epoch
-                bar.set_postfix(loss=f"{loss:.3f}")
-
-            losses = fit(
-                net,
-                dataset.train,
-                RECIPES[recipe],
-                epochs=epochs,
-                seed=derive(seed, "fit", arch),
-                checkpoint=checkpoint,
-                progress=show,
-            )
-        _keep(path, net, settings, losses)
-        checkpoint.unlink(missing_ok=True)
+        if there := _there(settings, retrain):
+            state, whence = there
+            net.load_state_dict(state)
+            if not os.environ.get(QUIET):
+                print(f"{name}: {whence}", file=sys.stderr)
+        else:
+            checkpoint = path.with_suffix(".checkpoint")
+            own = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
+            losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
+            _keep(net, settings, losses)
+            checkpoint.unlink(missing_ok=True)
     return net.eval()
 
 
 def trained_all(
-    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int]
+    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int], retrain: bool = False
 ) -> list[nn.Module]:
-    """Return `trained` for each of the seeds; on a GPU, small networks that are not in the cache train side by side."""
+    """Return `trained` for each of the seeds; those that are not there train side by side.
+
+    On a GPU the small ones do, in this process; else all of them, where `executor.workers` gives some.
+    """
+    how: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "retrain": retrain}
     if dataset.train.images.is_cuda:
-        _train_missing(arch, dataset, recipe, epochs, seeds)
-    return [trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed) for seed in seeds]
+        _train_missing(arch, dataset, seeds, **how)
+    else:
+        with workers() as executor:
+            if executor:
+                _train_by(executor, arch, dataset, seeds, **how)
+    return [trained(arch, dataset, seed=seed, **how) for seed in seeds]
 
 
-def _train_missing(arch: str, dataset: Dataset, recipe: str, epochs: int, seeds: Sequence[int]) -> None:
-    """Train the small networks that the cache lacks side by side, if there are several."""
-    files = {seed: _cached(arch, dataset, recipe, epochs, seed) for seed in seeds}
-    missing = {seed: fresh(arch, dataset, seed) for seed, (path, _) in files.items() if not _is_there(path)}
+def _train_missing(arch: str, dataset: Dataset, seeds: Sequence[int], recipe: str, epochs: int, retrain: bool) -> None:
+    """Train the small networks that are not there side by side, if there are several."""
+    settings = {seed: _settings(arch, dataset, recipe, epochs, seed) for seed in seeds}
+    missing = {seed: fresh(arch, dataset, seed) for seed in seeds if not _there(settings[seed], retrain)}
     if len(missing) < 2 or any(nets.count_parameters(net) > SMALL for net in missing.values()):
         return
     by_seed = {derive(seed, "fit", arch): net for seed, net in missing.items()}
     losses = fit_side_by_side(by_seed, dataset.train, RECIPES[recipe], epochs=epochs)
     for seed, net in missing.items():
-        path, settings = files[seed]
+        with store.lock(_file(settings[seed])):
+            _keep(net, settings[seed], losses[derive(seed, "fit", arch)])
+
+
+def _train_by(
+    executor: Executor, arch: str, dataset: Dataset, seeds: Sequence[int], recipe: str, epochs: int, retrain: bool
+) -> None:
+    """Train what is not there by an executor, whose own cache may be another one."""
+    settings = {seed: _settings(arch, dataset, recipe, epochs, seed) for seed in seeds}
+    missing = [seed for seed in seeds if not _there(settings[seed], retrain)]
+    train = partial(_trained_there, arch, dataset, recipe, epochs, retrain)
+    for number, (state, about) in each(train, missing, executor, f"{arch} of seed"):
+        path = _file(settings[missing[number]])
         with store.lock(path):
-            _keep(path, net, settings, losses[derive(seed, "fit", arch)])
+            store.save_weights(path, state, about)
+        _anew.add(path)
 
 
-def _cached(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int) -> tuple[Path, dict[str, Any]]:
-    """Return the file in the cache for a trained network, and the settings that name it."""
-    if epochs < 1:
-        raise MgenbError(f"epochs is {epochs}; right is at least 1")
-    settings = _settings(arch, dataset, recipe, epochs, seed)
-    return store.cache_dir() / "models" / f"{arch}-{dataset.name}-{store.key_of(settings)}.safetensors", settings
+def _trained_there(
+    arch: str, dataset: Dataset, recipe: str, epochs: int, retrain: bool, seed: int
+) -> tuple[State, dict[str, Any]]:
+    """Return weights and settings of a trained network, from the cache of where this runs."""
+    trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
+    return store.load_weights(_file(_settings(arch, dataset, recipe, epochs, seed)))
 
 
-def _is_there(path: Path) -> bool:
-    return path.exists() and path.with_suffix(".json").exists()
+def _there(settings: Mapping[str, Any], retrain: bool) -> tuple[State, str] | None:
+    """Return the trained network that is named so, and whence it comes; None where it must be trained."""
+    path, shipped = _file(settings), _file({**settings, "seed": None})
+    if retrain and path not in _anew:
+        return None
+    if not retrain and shipped.exists():
+        stacked, about = store.load_weights(shipped)
+        if settings["seed"] < about["count"]:
+            return {name: tensors[settings["seed"]] for name, tensors in stacked.items()}, "shipped with mgenb"
+    if path.exists() and path.with_suffix(".json").exists():
+        return store.load_weights(path)[0], "from the cache"
+    return None
 
 
-def _keep(path: Path, net: nn.Module, settings: Mapping[str, Any], losses: Sequence[float]) -> None:
-    device = next(net.parameters()).device.type
-    trained_with = {"losses": list(losses), "torch": torch.__version__, "device": device}
-    store.save_weights(path, net.state_dict(), {**settings, **trained_with})
+def _keep(net: nn.Module, settings: Mapping[str, Any], losses: Sequence[float]) -> None:
+    store.save_weights(_file(settings), net.state_dict(), {**settings, "losses": list(losses), **_made_on(net)})
+    _anew.add(_file(settings))
+
+
+def _made_on(net: nn.Module) -> dict[str, str]:
+    """Return on what, beside its settings, the bits of a trained network depend."""
+    return {"torch": torch.__version__, "device": next(net.parameters()).device.type, "cpu": processor()}
+
+
+def ship(arch: str, dataset: Dataset, *, recipe: str, epochs: int, count: int, licence: str) -> Path:
+    """Train the networks of the seeds 0 to `count` - 1 anew and put them where `trained` looks first; return the file.
+
+    `licence` is that of the images.
+    """
+    ready = trained_all(arch, dataset, recipe=recipe, epochs=epochs, seeds=range(count), retrain=True)
+    settings, states = _settings(arch, dataset, recipe, epochs, None), [net.state_dict() for net in ready]
+    about = {**settings, "count": count, "licence": licence, **_made_on(ready[0])}
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    store.save_weights(_file(settings), stacked, about)
+    return _file(settings)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mgenb.executor import WORKER
+
 APART = ("unit", "faults")
 
 
@@ -37,12 +39,38 @@ def alone():
 @pytest.fixture(autouse=True)
 def _apart(request, monkeypatch, session_cache):
     if request.path.parent.name not in APART:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # kernels side by side
+            for name, value in WORKER.items():
+                monkeypatch.setenv(name, value)
         yield
         return
     monkeypatch.setenv("MGENB_CACHE", str(session_cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # bits must agree between this process and those it starts
     with one_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def printed():
+    """What gives the lines that the cells of a notebook printed."""
+
+    def lines(nb):
+        outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+        texts = [output.text for output in outputs if output.get("name") == "stdout"]
+        return [line for text in texts for line in text.splitlines()]
+
+    return lines
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The address of a Dask cluster: two worker processes with one thread, on another machine as far as files go."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+        patch.setenv("MGENB_CACHE", str(tmp_path_factory.mktemp("elsewhere")))
+        given = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        with distributed.LocalCluster(**given) as found:
+            yield found.scheduler_address
 
 
 @pytest.fixture
@@ -82,4 +110,4 @@ def lenet(session_cache, small):
 
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setenv("MGENB_CACHE", str(session_cache))
-        return training.trained("lenet", small, epochs=12, seed=0, quiet=True)
+        return training.trained("lenet", small, epochs=12, seed=0)

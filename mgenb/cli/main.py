@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mgenb.cli import merge, pool
+from mgenb.cli.options import Jobs, Scheduler
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog, stage
 
@@ -71,16 +72,14 @@ def list_() -> None:
 
     records = record.committed()
     for notebook in catalog.notebooks():
-        number = notebook.stem.split("_")[0]
-        print(f"{number}  {notebook.title}")
-        print(f"    reproduces {notebook.reproduces}")
+        print(f"{notebook.stem.split('_')[0]}  {notebook.title}\n    reproduces {notebook.reproduces}")
         print("    cost       " + "; ".join(f"{name} {cost}" for name, cost in notebook.cost.items()))
-        lines = []
-        for made in (made for made in records if made.stem == notebook.stem):
+        own = [made for made in records if made.stem == notebook.stem]
+        for made in own:
             stale = f"; STALE, no evidence: {made.stale}" if made.stale else ""
-            lines.append(f"{made.profile}, {made.context['finished'][:10]}: {made.counted}{stale}")
-        for line in lines or ["none is committed"]:
-            print(f"    record     {line}")
+            print(f"    record     {made.profile}, {made.context['finished'][:10]}: {made.counted}{stale}")
+        if not own:
+            print("    record     none is committed")
 
 
 @app.command()
@@ -92,27 +91,24 @@ def run(
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebook; can be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
 
     Names and types are checked before anything starts. Executed notebooks, figures and records go to --out.
+    With --jobs several notebooks run side by side; of a single one its parts do.
     """
     from mgenb.lab import execute
 
-    jobs = execute.plan(which, profile, parameter or [], out)
-    if dry_run:
-        for job in jobs:
-            given = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())
-            print(f"{job.notebook.stem}: {given}; cost {job.notebook.cost[profile]}; to {job.executed}")
-        return
-    outcomes = []
-    for job in jobs:
-        print(f"{job.notebook.stem} (about {job.notebook.cost[profile]}) ...", file=sys.stderr)
-        outcomes.append(execute.execute(job))
-        print(outcomes[-1].line, flush=True)
-    print(execute.where_to_look(outcomes))
-    if any(outcome.error for outcome in outcomes):
+    planned = execute.plan(which, profile, parameter or [], out)
+    fine = []
+    for outcome in execute.execute_all(planned, jobs, scheduler):
+        print(outcome.line, flush=True)
+        fine += [] if outcome.error else [outcome.job]
+    first = f"; open {fine[0].executed} first" if fine else ""
+    print(f"look at {planned[0].out}: {len(fine)} executed notebooks{first}")
+    if len(fine) < len(planned):
         raise typer.Exit(1)
 
 
@@ -127,32 +123,40 @@ def check(numbers: Numbers = None) -> None:
 
     Then tells what would keep nbval from comparing: cells without counts or outputs, times, paths.
     """
+    from mgenb.executor import WORKER
     from mgenb.lab import execute, hygiene
 
     root = catalog.project_root()
     paths = [execute.path_of(notebook) for notebook in _chosen(numbers)]
     with tempfile.TemporaryDirectory() as temporary:
-        environment = {**os.environ, "MGENB_OUT": temporary}
+        environment = {**os.environ, "MGENB_OUT": temporary, **(WORKER if len(paths) > 1 else {})}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
-    found = {path: told for path in paths if (told := hygiene.problems(path))}
-    for path, told in found.items():
-        print("\n".join(f"{path.name}: {problem}" for problem in told))
-    print(f"hygiene of {len(paths)} notebooks: {sum(map(len, found.values())) or 'no'} problems")
-    if code or found:
-        print(hygiene.cure(list(found)))
+    problems = [(path, problem) for path in paths for problem in hygiene.problems(path)]
+    for path, problem in problems:
+        print(f"{path.name}: {problem}")
+    print(f"hygiene of {len(paths)} notebooks: {len(problems) or 'no'} problems")
+    if code or problems:
+        print(hygiene.cure(list(dict(problems))))
         raise typer.Exit(code or 1)
 
 
 @app.command()
 @_stopped_by_hand("the notebook at hand is as it was, and the same command begins it anew")
-def refresh(numbers: Numbers = None, profile: Profile = "quick") -> None:
+def refresh(
+    numbers: Numbers = None,
+    profile: Profile = "quick",
+    bases: Annotated[bool, typer.Option("--bases", help="The shipped base networks instead: train them anew.")] = False,
+) -> None:
     """Bring committed outputs up to date. Example: mgenb refresh 01
 
     The quick profile writes the notebook's outputs, figures and record; the others figures and record only.
     Prints which tokens changed.
     """
-    from mgenb.lab import execute
+    from mgenb.lab import execute, shipping
 
+    if bases:
+        print("\n".join(file.name for file in shipping.refresh()))
+        return
     choose("profile", profile, catalog.PROFILES)
     for notebook in _chosen(numbers):
         _show_changes(notebook.stem, execute.refresh(notebook, profile))
@@ -213,8 +217,7 @@ def doctor() -> None:
         broken += not fine
         print(line if fine else f"BROKEN: {line}", flush=True)
     print(f"{broken} problems: see the lines with BROKEN" if broken else "all that is needed is here")
-    if broken:
-        raise typer.Exit(1)
+    raise typer.Exit(min(broken, 1))
 
 
 if __name__ == "__main__":

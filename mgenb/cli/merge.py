@@ -1,19 +1,25 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgenb.cli.options import Jobs, Scheduler
+
 if TYPE_CHECKING:
-    from mgenb.data import Split
-    from mgenb.mega.methods import Found, Task
-    from mgenb.store import State
+    from mgenb.mega.methods import Result, Task
 
 Checkpoint = Annotated[Path, typer.Argument(help="A state_dict: .safetensors, or a torch file.")]
 Method = Annotated[str, typer.Option(help="How to merge: mega, average, rebasin, line and others, or all.")]
+TRAINED_ON = (
+    "validation: {} training images; if the two networks were trained on them, validation accuracy\n"
+    "is too high and selection prefers what overfits; test accuracy stays fair"
+)
 Out = Annotated[Path, typer.Option(help="File for the merged model; never an existing one.")]
 
 
@@ -31,6 +37,8 @@ def merge(
     val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
     samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
     device: Annotated[str, typer.Option(help="Where to evaluate: auto, cpu or cuda.")] = "auto",
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Merge two trained networks, and compare the result with both.
 
@@ -40,66 +48,53 @@ def merge(
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, devices, mega, nets, store, training
-    from mgenb.errors import MgenbError, choose
+    from mgenb.errors import choose
+    from mgenb.executor import workers
     from mgenb.mega import methods
 
-    choose("architecture", arch, nets.ARCHITECTURES)
     names = list(methods.METHODS) if method == "all" else [choose("method", method, [*methods.METHODS, "all"])]
-    for file in (first, second):
-        if not file.is_file():
-            raise MgenbError(f"{file} is not a file; right is a trained network's state_dict")
     store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
     net = training.fresh(arch, images, seed)
     states = methods.read_pair((first, second), net)
     task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
-    told = {"arch": arch, "data": images.describe(), "budget": budget, "size": size, "seed": seed}
-    told |= {"train_limit": train_limit, "parents": [store.file_hash(file) for file in (first, second)]}
-    asked = {**told, "versions": [nets.VERSIONS[arch], mega.VERSION]}
-    kept = {name: store.unfinished(f"merge-{name}", asked) for name in names}
-    found = {name: methods.METHODS[name](replace(task, keep=kept[name])) for name in names}
-    parents = {str(file): methods.Found((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
-    _show(task, {**found, **parents}, images.test.unseal(f"mgenb merge {method}"))
-    _save(out, found, told)
+    settings = {"arch": arch, "data": images.describe(), "budget": budget, "size": size, "seed": seed}
+    parents = [store.file_hash(file) for file in (first, second)]
+    settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
+    kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
+    with workers(jobs, scheduler) as executor:
+        results = _results(task, kept, executor)
+    alone = {str(file): methods.Result((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
+    print(TRAINED_ON.format(len(task.val)))
+    print(methods.compare(task, results | alone, images.test.unseal(f"mgenb merge {method}")).to_string())
+    _save(out, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)
 
 
-def _show(task: "Task", found: Mapping[str, "Found"], test: "Split") -> None:
-    """Print a table: accuracies in percent with 95 % intervals, what each cost, and where it lies."""
-    import pandas as pd
+def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result"]:
+    """Return what each method finds, side by side where there is an executor."""
+    from mgenb.executor import each
 
-    from mgenb import stats
-    from mgenb.mega import methods
-
-    def accuracy(split: "Split", states: tuple["State", ...]) -> str:
-        right = methods.correct(task.net, split, states)
-        return str(stats.proportion(int(right.sum()), len(right)).times(100))
-
-    rows = {}
-    for name, one in found.items():
-        place, alone = one.provenance(task), len(one.states) == 1
-        rows[name] = {
-            "validation (%)": accuracy(task.val, one.states),
-            "test (%)": accuracy(test, one.states),
-            "evaluations": one.evaluations,
-            "alpha": f"{place.alpha:.2f}" if alone else "",
-            "provenance": place.label() if alone else "two networks",
-        }
-    print(f"validation: {len(task.val)} training images; if the two networks were trained on them, validation accuracy")
-    print("is too high and selection prefers what overfits; test accuracy stays fair")
-    print(pd.DataFrame(rows).T.rename_axis("model").to_string())
+    done = dict(each(partial(_merged, task, kept), kept, executor, "method"))
+    return {name: done[number] for number, name in enumerate(kept)}
 
 
-def _save(out: Path, found: Mapping[str, "Found"], told: Mapping[str, Any]) -> None:
-    """Write the merged model that is best on validation images; an ensemble is none."""
+def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result":
+    """Return what a method finds, with one thread: with more of them sums have another order."""
+    from mgenb.devices import one_thread
+    from mgenb.mega.methods import METHODS
+
+    with one_thread():
+        return METHODS[name](replace(task, keep=kept[name]))
+
+
+def _save(out: Path, results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
+    """Write the merged network that is best on validation images; an ensemble is none."""
     from mgenb import store
 
-    single = {name: one for name, one in found.items() if len(one.states) == 1}
-    if not single:
-        print("an ensemble is two networks: there is no merged model to save")
-        return
-    best = max(single, key=lambda name: single[name].fitness)
-    store.save_weights(out, single[best].states[0], {**told, "method": best})
-    print(f"{best} is in {out}")
+    fitness = {name: result.fitness for name, result in results.items() if len(result.states) == 1}
+    if best := max(fitness, key=fitness.__getitem__, default=None):
+        store.save_weights(out, results[best].states[0], {**settings, "method": best})
+    print(f"{best} is in {out}" if best else "an ensemble is two networks: there is no merged model to save")

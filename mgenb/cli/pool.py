@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mgenb.cli.options import Jobs, Scheduler
+
 app = typer.Typer(
     help="Pools: many generated and accepted models, kept as recipes. Start: mgenb pool create --help",
     no_args_is_help=True,
@@ -12,9 +14,6 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pool.")]
-Selection = Annotated[str, typer.Option(help="What is redrawn: energy, high, fig7, random, magnitude or largest.")]
-Early = Annotated[bool, typer.Option("--early-stop", help="End a model's pass once decided: accuracies become bounds.")]
-Limit = Annotated[int | None, typer.Option(help="Most candidates to try; 20 x count otherwise, at least 100.")]
 
 
 @app.command()
@@ -27,7 +26,7 @@ def create(
     z: Annotated[float, typer.Option(help="Size of the noise that replaces the rest.")] = 0.2,
     noise: Annotated[str, typer.Option(help="truncated, literal or gaussian.")] = "truncated",
     scale: Annotated[str, typer.Option(help="What z is measured in: relative (to a layer) or absolute.")] = "relative",
-    selection: Selection = "energy",
+    selection: Annotated[str, typer.Option(help="energy, high, fig7, random, magnitude or largest.")] = "energy",
     domain: Annotated[str, typer.Option(help="Redraw coefficients or weights.")] = "coefficients",
     transform: Annotated[str, typer.Option(help="DCT of the whole layer (flat) or of kernels (kernel).")] = "flat",
     seed: Annotated[int, typer.Option(help="Seed of data, base and candidates.")] = 0,
@@ -37,34 +36,25 @@ def create(
     train_limit: Annotated[int, typer.Option(help="Images to train with; 0 for all.")] = 0,
     val_limit: Annotated[int, typer.Option(help="Images to judge with; 0 for all.")] = 0,
     samples: Annotated[bool, typer.Option("--samples", help="Use the images shipped with mgenb.")] = False,
-    early_stop: Early = False,
-    max_candidates: Limit = None,
     device: Annotated[str, typer.Option(help="Where models are judged: auto, cpu or cuda.")] = "auto",
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Make a pool of accepted models; the same command goes on after an interruption.
 
     Example: mgenb pool create --dataset mnist --arch lenet --count 1000 --out pool
     """
     from mgenb import mge
+    from mgenb.executor import workers
     from mgenb.mge import pool
 
     settings = mge.Settings(selection, t, noise, z, domain, scale, transform)
     base = {"seed": seed, "recipe": recipe, "epochs": epochs, "train_limit": train_limit, "samples": samples}
-    judged = {"eps": eps, "val_limit": val_limit, "early_stop": early_stop}
+    judged = {"eps": eps, "val_limit": val_limit}
     plan = pool.Plan(dataset, arch, count, settings, **base, **judged)  # type: ignore[arg-type]
-    print(pool.create(plan, out, max_candidates=max_candidates, device=device).describe())
-
-
-@app.command()
-def show(folder: Folder, rows: Annotated[int, typer.Option(min=0, help="How many candidates to list.")] = 10) -> None:
-    """Show what a pool holds, an unfinished one too. Example: mgenb pool show pool --rows 20"""
-    from mgenb.mge.pool import Pool
-
-    pool = Pool(folder, partial=True)
-    print(pool.describe())
-    if rows and len(pool.rows):
-        columns = ["index", "model", "right", "seen", "accuracy", "low", "high", "distance", "why"]
-        print(pool.rows[columns].head(rows).to_string(index=False, na_rep="-"))
+    with workers(jobs, scheduler) as executor:
+        made = pool.create(plan, out, device=device, executor=executor)
+    print(made.describe())
 
 
 @app.command()
@@ -78,9 +68,12 @@ def verify(
     """
     from mgenb.mge.pool import Pool
 
-    report = Pool(folder).verify(rows)
-    print(report)
-    if report.different:
+    verdicts = Pool(folder).verify(rows)
+    same, close, different = (verdicts.count(verdict) for verdict in ("same", "close", "different"))
+    print(f"{same} models bit for bit, {close} within float noise, {different} different")
+    if different:
+        numbers = [str(number) for number, verdict in enumerate(verdicts) if verdict == "different"]
+        print(f"not the recorded ones: models {', '.join(numbers)}")
         raise typer.Exit(1)
 
 

@@ -4,20 +4,19 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import pickle
+import re
 import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import PIL
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -29,17 +28,8 @@ from mgenb.errors import MgenbError
 VERSION = 1  # raise it when decoding changes: it is part of the cache's keys
 LAYOUT = "train/<class>/<image>, test/<class>/<image> and, if you have one, val/<class>/<image>"
 SPLITS = ("train", "val", "test")
-GREY = ("1", "L", "LA")
-# What gzip, zipfile, pickle, PIL (SyntaxError: a broken PNG) and numpy raise for damaged files.
-_BUILTIN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RuntimeError)
-_LIBRARY = (
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    Image.DecompressionBombError,
-)
-DAMAGE = (*_BUILTIN, *_LIBRARY)
+PASSED_OVER = re.compile(r"(^|/)(\.|__MACOSX)|^[^/]+$")  # hidden files, and those beside the folders of the splits
+File = Path | zipfile.Path
 
 
 class Part(NamedTuple):
@@ -60,26 +50,36 @@ class Arrays:
 
 
 class Entry(NamedTuple):
-    """One image file; `name` is for messages, `group` is shared by images that no split may separate."""
+    """One image file; `group` is shared by images that no split may separate."""
 
     split: str
     label: str
     group: str
-    name: str
-    read: Callable[[], bytes]
+    file: File
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what a damaged file raises into one MgenbError that names it."""
+def reading(path: File) -> Iterator[None]:
+    """Turn whatever a missing or damaged file raises into one MgenbError that names it."""
     try:
         yield
-    except DAMAGE as error:
-        raise MgenbError(f"{path} is damaged ({error}): replace it with a whole copy") from error
+    except Exception as error:  # gzip, zipfile, PIL, numpy and torchvision have a dozen kinds between them
+        why = " ".join(str(error).split())
+        raise MgenbError(f"{path} cannot be read ({why}): replace it with a whole copy or take it away") from error
 
 
-def read_idx(path: Path, dims: int) -> np.ndarray:
-    """Return the uint8 array of an idx file with `dims` axes, gzip-compressed or not."""
+def read_idx(classes: tuple[str, ...], folder: Path) -> Arrays:
+    """Read the four idx files of MNIST or Fashion-MNIST, as .gz or unpacked."""
+    parts = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = _idx(folder / f"{prefix}-images-idx3-ubyte", 3)[:, None]
+        parts[split] = _part(images, _idx(folder / f"{prefix}-labels-idx1-ubyte", 1), classes, folder)
+    return Arrays(parts, classes)
+
+
+def _idx(path: Path, dims: int) -> np.ndarray:
+    """Return a uint8 array with `dims` axes. torchvision's reader takes no .gz, and checks by `assert` alone."""
+    path = path if path.exists() else path.with_suffix(".gz")
     with reading(path):
         blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         magic, *shape = struct.unpack_from(f">{1 + dims}I", blob)
@@ -88,94 +88,151 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         return np.frombuffer(blob, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """A pickle can run any code; those of CIFAR need no more than numpy's array constructors."""
+def read_batches(folder: Path) -> Arrays:
+    """Read the python batches of CIFAR-10.
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")
+    A pickle can run any code; torchvision opens only those that are the official ones by their md5.
+    """
+    from torchvision.datasets import CIFAR10  # loads slowly
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] != "numpy" or name not in ("_reconstruct", "ndarray", "dtype"):
-            raise pickle.UnpicklingError(f"a batch of CIFAR-10 does not hold {module}.{name}")
-        return super().find_class(module, name)
-
-
-def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 [n, 3, 32, 32] and labels int64 [n] of a CIFAR-10 batch."""
-    with reading(path), path.open("rb") as file:
-        batch = _NumpyOnly(file).load()
-        images, labels = np.asarray(batch["data"], np.uint8), np.asarray(batch["labels"], np.int64)
-        return images.reshape(-1, 3, 32, 32), labels
+    with reading(folder):
+        splits = {"train": CIFAR10(folder.parent, train=True), "test": CIFAR10(folder.parent, train=False)}
+    classes = tuple(splits["train"].classes)
+    parts = {}
+    for split, batches in splits.items():
+        parts[split] = _part(batches.data.transpose(0, 3, 1, 2), np.array(batches.targets), classes, folder)
+    return Arrays(parts, classes)
 
 
-def part_of(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path) -> Part:
-    """Return a Part in which each image is its own group; MgenbError when images and labels do not match."""
+def read_npz(classes: tuple[str, ...], path: Path) -> Arrays:
+    """Read a shipped sample of MNIST or Fashion-MNIST."""
+    with reading(path), np.load(path) as file:
+        arrays = {split: (file[f"x_{split}"][:, None], file[f"y_{split}"]) for split in ("train", "test")}
+    return Arrays({split: _part(*pair, classes, path) for split, pair in arrays.items()}, classes)
+
+
+def _part(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path) -> Part:
+    """Return a Part in which each image is its own group."""
     if len(images) != len(labels) or len(labels) == 0 or labels.max() >= len(classes):
         raise MgenbError(f"{path}: {len(images)} images do not fit {len(labels)} labels of {len(classes)} classes")
     return Part(images, labels.astype(np.int64), np.arange(len(labels)))
 
 
-def decode(path: Path, entries: Sequence[Entry], few_shot: bool, resize: int | None = None) -> Arrays:
-    """Decode image files; one channel when all are grey, else RGB; `resize` scales each to that square.
+def read_gtsrb(folder: Path) -> Arrays:
+    """Read torchvision's layout of GTSRB, each image scaled to 32x32."""
+    entries = []
+    for file in (folder / "Training").glob("*/*.ppm"):
+        entries.append(Entry("train", file.parent.name, _track(file.parent.name, file), file))
+    table = folder.parent / "GT-final_test.csv"
+    with reading(table):
+        tests = pd.read_csv(table, sep=";")[["Filename", "ClassId"]]
+    for name, label in tests.itertuples(index=False):
+        entries.append(Entry("test", f"{label:05d}", name, folder / "Final_Test" / "Images" / name))
+    return decode(folder, entries, resize=32)
 
-    Raises MgenbError for a file that is not an image or whose size differs from the first one's, for a
-    missing split, and for classes that differ between splits (in a few-shot set: that do not).
+
+def _track(label: str, file: File) -> str:
+    """Return the group of a GTSRB training image: the frames of one track show one physical sign."""
+    track, _, frame = file.stem.partition("_")
+    if not frame:
+        raise MgenbError(f"{file} is not called <track>_<frame>, which the split of gtsrb by track needs")
+    return f"{label}/{track}"
+
+
+def read_omniglot(folder: Path) -> Arrays:
+    """Read Omniglot's zips at 28x28: the full pair, or else the small one. Characters are classes.
+
+    Alphabets that stand in both zips are left out of test, whose classes have to be new.
+    """
+    names = ["images_background", "images_evaluation"]
+    if not all((folder / f"{name}.zip").exists() for name in names):
+        names = ["images_background_small1", "images_background_small2"]
+    entries: list[Entry] = []
+    for split, name in zip(("train", "test"), names, strict=True):
+        path, known = folder / f"{name}.zip", {entry.label.partition("/")[0] for entry in entries}
+        for parts, file in _files(path).items():
+            if len(parts) != 4:
+                raise MgenbError(f"{path} has the wrong layout: expected {name}/<alphabet>/<character>/<drawing>")
+            if parts[1] not in known:
+                entries.append(Entry(split, "/".join(parts[1:3]), "/".join(parts), file))
+    return decode(folder, entries, few_shot=True, resize=28)
+
+
+def read_tree(path: Path, few_shot: bool = False, tracks: bool = False) -> Arrays:
+    """Read a zip or folder of `<split>/<class>/<image>`; `tracks`: files of train and val are GTSRB's.
+
+    Files beside the split folders, and hidden ones, are passed over. Raises MgenbError for another layout, and as
+    `decode` does.
+    """
+    entries = []
+    for parts, file in _files(path).items():
+        if parts[0] not in SPLITS or len(parts) != 3:
+            raise MgenbError(f"{path} has the wrong layout: found {'/'.join(parts)}, expected {LAYOUT}")
+        group = _track(parts[1], file) if tracks and parts[0] != "test" else "/".join(parts)
+        entries.append(Entry(parts[0], parts[1], group, file))
+    return decode(path, entries, few_shot)
+
+
+def _files(path: Path) -> dict[tuple[str, ...], File]:
+    """Return the files of a zip or folder by the parts of their names, but for hidden ones and those in no folder."""
+    files: dict[str, File]
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    else:
+        with reading(path):
+            archive = zipfile.ZipFile(path)
+        files = {name: zipfile.Path(archive, name) for name in archive.namelist() if not name.endswith("/")}
+    return {tuple(name.split("/")): file for name, file in files.items() if not PASSED_OVER.search(name)}
+
+
+def decode(path: Path, entries: Sequence[Entry], few_shot: bool = False, resize: int | None = None) -> Arrays:
+    """Decode image files; one channel when all pixels are grey, else RGB; `resize` scales each to that square.
+
+    Raises MgenbError for a file that is not an image, or not a square of the first one's size, for a missing split,
+    and for classes that differ between splits (in a few-shot set: that do not).
     """
     _check_classes(path, entries, few_shot)
-    entries = sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.label, entry.name))
-    width, height = _open(entries[0], resize)[0].size
-    if width != height:
-        raise MgenbError(f"{entries[0].name} is {width}x{height}: images must be square")
-    pixels = np.empty((len(entries), 3, height, width), dtype=np.uint8)
-    formats, modes = set(), set()
-    for number, entry in enumerate(entries):
-        image, mode, kind = _open(entry, resize)
-        if image.size != (width, height):
-            sizes = f"{image.width}x{image.height} but {entries[0].name} is {width}x{height}"
-            raise MgenbError(f"{entry.name} is {sizes}: make all images of one size")
-        pixels[number] = np.asarray(image).transpose(2, 0, 1)
-        modes.add(mode)
+    entries = sorted(entries, key=lambda entry: (SPLITS.index(entry.split), entry.label, str(entry.file)))
+    side, formats = _open(entries[0].file, resize)[0].width, set()
+    pixels = np.empty((len(entries), 3, side, side), dtype=np.uint8)
+    for place, entry in zip(pixels, entries, strict=True):
+        image, kind = _open(entry.file, resize)
+        if image.size != (side, side):
+            right = f"images must be squares of one size, here {side}x{side}"
+            raise MgenbError(f"{entry.file} is {image.width}x{image.height}: {right}")
+        place[:] = np.asarray(image).transpose(2, 0, 1)
         formats.add(kind)
-    if modes <= set(GREY):
+    if (pixels == pixels[:, :1]).all():
         pixels = pixels[:, :1]
-    splits = np.array([entry.split for entry in entries])
-    parts = {s: _part(entries, pixels, np.flatnonzero(splits == s)) for s in SPLITS if s in splits}
-    classes = sorted({entry.label for entry in entries if entry.split == "train"})
-    return Arrays(parts, tuple(classes), jpeg="JPEG" in formats)
+    splits, labels, groups = (np.array(column) for column in list(zip(*entries, strict=True))[:3])
+    parts = {}
+    for split in [split for split in SPLITS if split in splits]:
+        chosen = splits == split
+        parts[split] = Part(
+            pixels[chosen], *(np.unique(names[chosen], return_inverse=True)[1] for names in (labels, groups))
+        )
+    return Arrays(parts, tuple(np.unique(labels[splits == "train"]).tolist()), jpeg="JPEG" in formats)
 
 
 def _check_classes(path: Path, entries: Sequence[Entry], few_shot: bool) -> None:
     classes = {split: {entry.label for entry in entries if entry.split == split} for split in SPLITS}
-    for split in ("train", "test"):
-        if not classes[split]:
-            found = " and ".join(name for name in SPLITS if classes[name]) or "nothing"
-            raise MgenbError(f"{path} has no images for {split}, only for {found}: expected {LAYOUT}")
-    for split in ("val", "test"):
-        shared, differing = classes["train"] & classes[split], classes["train"] ^ classes[split]
-        if few_shot and shared:
-            raise MgenbError(f"{path}: class {min(shared)} is in train and in {split}, which must not share any")
-        if not few_shot and classes[split] and differing:
-            raise MgenbError(f"{path}: class {min(differing)} is in only one of train and {split}")
+    if not (classes["train"] and classes["test"]):
+        present = " and ".join(split for split in SPLITS if classes[split]) or "nothing"
+        raise MgenbError(f"{path} has images for {present}, but train and test are needed: expected {LAYOUT}")
+    for split in [split for split in ("val", "test") if classes[split]]:
+        wrong = classes["train"] & classes[split] if few_shot else classes["train"] ^ classes[split]
+        if wrong:
+            rule = "both of" if few_shot else "only one of"
+            raise MgenbError(f"{path}: class {min(wrong)} is in {rule} train and {split}")
 
 
-def _open(entry: Entry, resize: int | None) -> tuple[Image.Image, str, str | None]:
-    try:
-        with Image.open(io.BytesIO(entry.read())) as file:
-            image, mode, kind = file.convert("RGB"), file.mode, file.format
-    except DAMAGE as error:
-        raise MgenbError(f"{entry.name} is damaged or not an image ({error}): replace it or take it out") from error
+def _open(path: File, resize: int | None) -> tuple[Image.Image, str | None]:
+    """Return an image in RGB, and the format of its file."""
+    with reading(path), Image.open(io.BytesIO(path.read_bytes())) as file:
+        image, mode, kind = file.convert("RGB"), file.mode, file.format
     if mode.startswith(("I", "F")):
-        raise MgenbError(f"{entry.name} has pixels of more than 8 bits (mode {mode}): save it with 8 bits")
-    if resize:
-        image = image.resize((resize, resize), Image.Resampling.LANCZOS)
-    return image, mode, kind
-
-
-def _part(entries: Sequence[Entry], pixels: np.ndarray, index: np.ndarray) -> Part:
-    labels = np.unique([entries[i].label for i in index], return_inverse=True)[1]
-    groups = np.unique([entries[i].group for i in index], return_inverse=True)[1]
-    # The entries are sorted by split: a slice is a view, where an index would copy every pixel.
-    return Part(pixels[index[0] : index[-1] + 1], labels.astype(np.int64), groups.astype(np.int64))
+        raise MgenbError(f"{path} has pixels of more than 8 bits (mode {mode}): save it with 8 bits")
+    return image.resize((resize, resize), Image.Resampling.LANCZOS) if resize else image, kind
 
 
 def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, str]:
@@ -184,7 +241,9 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
     `read` runs only when the cache has nothing for these files (path, size, time), or something damaged;
     the latter gives a warning.
     """
-    key = store.key_of({"files": _identity(path), "name": name, "version": VERSION, "pillow": PIL.__version__})
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = store.key_of({"files": identity, "name": name, "version": VERSION, "pillow": PIL.__version__})
     file = store.cache_dir() / "arrays" / f"{key}.safetensors"
     with store.lock(file):
         if file.exists():
@@ -194,12 +253,6 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
                 warnings.warn(f"cached arrays in {file} are damaged ({error}): made again", stacklevel=3)
         _write_cache(file, read())
         return _read_cache(file)
-
-
-def _identity(path: Path) -> list[tuple[str, int, int]]:
-    files = [path] if path.is_file() else [Path(top, name) for top, _, names in os.walk(path) for name in names]
-    stats = ((str(file.resolve()), file.stat()) for file in sorted(files))
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _write_cache(file: Path, arrays: Arrays) -> None:

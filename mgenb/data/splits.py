@@ -1,7 +1,7 @@
 """What a dataset is made of: open splits, the sealed test split, and stratified draws that respect groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,8 +31,11 @@ class Split:
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split with its three tensors on `device`."""
-        images, labels, groups = (tensor.to(device) for tensor in (self.images, self.labels, self.groups))
-        return Split(images, labels, groups, self.role)
+        return Split(self.images.to(device), self.labels.to(device), self.groups.to(device), self.role)
+
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return torch.bincount(self.labels).tolist()
 
     def take(self, n: int, seed: int) -> "Split":
         """Return a stratified random subset of `n` images; MgenbError when n < 1 or n > len(self)."""
@@ -57,18 +60,15 @@ class Split:
         return Split(self.images[index], self.labels[index], self.groups[index], self.role)
 
 
+@dataclass(frozen=True, eq=False)
 class SealedSplit:
     """The test images. They can be counted and moved, and seen only through `unseal`, which keeps count."""
 
-    def __init__(self, split: Split, uses: list[str] | None = None) -> None:
-        self._split = split
-        self.uses: list[str] = [] if uses is None else uses
+    _split: Split = field(repr=False)
+    uses: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._split)
-
-    def __repr__(self) -> str:
-        return f"SealedSplit({len(self)} images, {len(self.uses)} uses)"
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in ("images", "labels", "groups", "take"):
@@ -77,7 +77,7 @@ class SealedSplit:
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
-        return torch.bincount(self._split.labels).tolist()
+        return self._split.counts()
 
     def only(self, labels: Sequence[int]) -> "SealedSplit":
         """Return the images of some classes as `Split.only` does, sealed; both share one list of uses."""
@@ -134,15 +134,9 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """Return what a record keeps of the dataset, as JSON values."""
-        return {
-            "name": self.name,
-            "variant": self.variant,
-            "source": self.source,
-            "digest": self.digest,
-            "counts": {"train": len(self.train), "val": len(self.val), "test": len(self.test)},
-            "classes": self.num_classes,
-            "seed": self.seed,
-        }
+        about = {name: getattr(self, name) for name in ("name", "variant", "source", "digest")}
+        counts = {role: len(getattr(self, role)) for role in ("train", "val", "test")}
+        return about | {"counts": counts, "classes": self.num_classes, "seed": self.seed}
 
 
 def allocate(counts: IntArray, n: int, rng: np.random.Generator) -> IntArray:
@@ -159,13 +153,12 @@ def allocate(counts: IntArray, n: int, rng: np.random.Generator) -> IntArray:
 
 def subset(labels: IntArray, n: int, rng: np.random.Generator, what: str) -> IntArray:
     """Return sorted indices (int64 [n]) of a stratified random subset; errors name the request `what`."""
-    if n < 1:
-        raise MgenbError(f"{what}: the number of images must be at least 1")
-    if n > len(labels):
-        raise MgenbError(f"{what}: only {len(labels)} images are available")
+    if not 1 <= n <= len(labels):
+        raise MgenbError(f"{what}: right is at least 1 image, and at most {len(labels)}, which there are")
     classes, counts = np.unique(labels, return_counts=True)
     shares = allocate(counts, n, rng)
-    chosen = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, shares, strict=True)]
+    pairs = zip(classes, shares, strict=True)
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:share] for label, share in pairs]
     return np.sort(np.concatenate(chosen))
 
 
@@ -183,11 +176,10 @@ def split_indices(
     in_val = np.zeros(len(labels), dtype=bool)
     for label, target in zip(classes, targets, strict=True):
         members = np.flatnonzero(labels == label)
-        found, sizes = np.unique(groups[members], return_counts=True)
-        if len(found) < 2:
+        tracks, sizes = np.unique(groups[members], return_counts=True)
+        if len(tracks) < 2:
             raise MgenbError(f"class {names[label]} of train has one image or track; train and val need one each")
-        order = rng.permutation(len(found))
+        order = rng.permutation(len(tracks))
         taken = 1 + int(np.argmin(np.abs(np.cumsum(sizes[order]) - target)))
-        chosen = found[order[: min(taken, len(found) - 1)]]
-        in_val[members] = np.isin(groups[members], chosen)
+        in_val[members] = np.isin(groups[members], tracks[order[: min(taken, len(tracks) - 1)]])
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)

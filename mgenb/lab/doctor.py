@@ -28,9 +28,7 @@ def findings() -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """Yield the version of every library that the package declares; where one version is right, whether it is that."""
-    for requirement in metadata.requires("mgenb") or []:
-        if "extra ==" in requirement:
-            continue
+    for requirement in (text for text in metadata.requires("mgenb") or [] if "extra ==" not in text):
         name, pinned = re.split(r"[<>=!~; \[]", requirement)[0], requirement.partition("==")[2]
         try:
             version = metadata.version(name)
@@ -67,7 +65,7 @@ def datasets() -> Iterator[Finding]:
     yield True, f"MGENB_DATA {folder or 'is not set'} (of samples, the cpu and paper profiles download the rest)"
     for name in data.NAMES:
         try:
-            yield True, f"data {name}: {sources.find(name, 'auto', None, False).source}"
+            yield True, f"data {name}: {sources.find(name).source}"
         except MgenbError as error:
             yield True, f"data {name}: missing; {error}"
 

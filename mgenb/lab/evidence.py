@@ -83,12 +83,12 @@ def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Pla
     if not bases:
         raise MgenbError("no base networks were made: call run.bases before run.verdicts")
     judged = [claim for claim in family if claim.kind != "setting"]
-    measured = {claim.id: evidence.measured[claim.id] for claim in judged if claim.id in evidence.measured}
+    measured, untested = evidence.measured, evidence.untested
     blocked = {claim.id: _blocked(claim, evidence, bases) for claim in judged}
     verdicts = claims.judge(
-        {name: found.estimate for name, found in measured.items()},
+        {claim.id: measured[claim.id].estimate for claim in judged if claim.id in measured},
         {claim.id: _scale(claim, measured.get(claim.id), bases) for claim in judged},
-        {name: why if name in (*measured, *evidence.untested) else telling.UNTRIED for name, why in blocked.items()},
+        {name: why if name in (*measured, *untested) else telling.UNTRIED for name, why in blocked.items()},
         evidence.unfinished,
     )
     otherwise = claims.UNFINISHED if evidence.unfinished else ""

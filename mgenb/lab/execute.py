@@ -1,37 +1,39 @@
 """Run notebooks: check their parameters, execute them through papermill, refresh the committed ones."""
 
 import os
-import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mgenb import executor
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
 
-KINDS = "reproduced|contradicted|inconclusive|not tested|unfinished, [^[]+"
-VERDICT = rf"[\w.*-]+(?: \(\d+ \w+ claims\))?: (?:{KINDS})(?: \[[^\]]*\])?"
-TOKEN = re.compile(f"(?:{VERDICT}|mechanism .+: .+)")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST_MESSAGE = 300
 LONGEST_SOCKET_FOLDER = 90  # the address of a socket has at most 104 bytes, on Linux 108
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to execute: the file it is in, its parameters and the folder for what it makes."""
+    """One notebook to execute: its file and parameters, the folder for what it makes, and what its kernel inherits."""
 
     notebook: catalog.Notebook
     path: Path
     parameters: Mapping[str, Any]
     out: Path
-    rows: Path | None = None  # a folder with rows that are read; None: it measures
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.notebook.stem
 
     @property
     def executed(self) -> Path:
@@ -56,10 +58,9 @@ class Outcome:
     @property
     def line(self) -> str:
         """One line for the screen, two when the notebook failed."""
-        stem = self.job.notebook.stem
         if self.error:
-            return f"{stem}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
-        return f"{stem}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
+            return f"{self.job}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
+        return f"{self.job}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
 
 
 def path_of(notebook: catalog.Notebook) -> Path:
@@ -84,8 +85,6 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     for notebook in chosen:
         checked = parameters.check(notebook, profile, texts)
         folder = (out or catalog.output_dir(profile, checked.changed)).expanduser().resolve()
-        if folder.exists() and not folder.is_dir():
-            raise MgenbError(f"{folder} is a file; give a folder with --out")
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
         jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **checked.given}, folder))
@@ -98,12 +97,24 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise MgenbError(f"parameter {text!r} is not name=value, as in -p seed=1")
-        if name == "profile":
-            raise MgenbError(f"the profile is given by --profile {value}, not by -p")
-        if name in pairs:
-            raise MgenbError(f"parameter {name!r} is given twice")
+        if name in ("profile", *pairs):
+            raise MgenbError(f"parameter {name!r} is given twice; the profile is given by --profile alone")
         pairs[name] = value
     return pairs
+
+
+def execute_all(jobs: Sequence[Job], processes: str | None, scheduler: str | None) -> Iterator[Outcome]:
+    """Yield outcomes as they come: of several notebooks side by side in so many processes, one kernel each.
+
+    Of a single notebook the parts are computed by the processes, and of each, in turn, by a cluster. See
+    `executor.asked` for what may be given.
+    """
+    count, address = executor.asked(processes, scheduler)
+    outside = count if len(jobs) > 1 else 0
+    own = {executor.JOBS: str(count - outside or ""), executor.SCHEDULER: address}
+    with executor.workers(str(outside or ""), "") as pool:
+        for _, outcome in executor.each(execute, [replace(job, environment=own) for job in jobs], pool, "notebook"):
+            yield outcome
 
 
 def execute(job: Job) -> Outcome:
@@ -120,8 +131,9 @@ def execute(job: Job) -> Outcome:
         for path in job.out.glob(f"{stem}.parts/*"):
             (job.stage / path.parent.name).mkdir(exist_ok=True)
             path.replace(job.stage / path.parent.name / path.name)
+        print(f"{job} (about {job.notebook.cost[job.parameters['profile']]}) ...", file=sys.stderr)
         began = time.monotonic()
-        error = _execute_in(job.stage, job.path, job.parameters, job.rows)
+        error = _execute_in(job.stage, job.path, job.parameters, job.environment)
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)
@@ -134,33 +146,33 @@ def execute(job: Job) -> Outcome:
         return Outcome(job, seconds, record)
 
 
-def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], rows: Path | None = None) -> str:
-    """Execute a notebook into `folder`; return what went wrong, "" when nothing did. With `rows` it only analyses."""
+def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """Execute a notebook into `folder`; return what went wrong, "" when nothing did."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    with _kernel(folder, rows) as kernel:
+    with _kernel({"MGENB_OUT": str(folder), **environment}) as kernel:
         try:
-            how = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": sys.stderr.isatty()}
-            papermill.execute_notebook(path, folder / path.name, dict(parameters), kernel_manager_class=kernel, **how)
+            how = {"cwd": path.parent, "progress_bar": sys.stderr.isatty()}
+            how |= {"kernel_name": "python3", "kernel_manager_class": kernel, "coalesce_streams": True}
+            papermill.execute_notebook(path, folder / path.name, dict(parameters), **how)
         except papermill.PapermillExecutionError as error:
-            return f"{error.ename}: {_short(error.evalue)}"
+            return f"{error.ename}: {textwrap.shorten(error.evalue, LONGEST_MESSAGE, placeholder='...')}"
         except DeadKernelError:
             return "DeadKernelError: its process was killed, most often for want of memory"
     return ""
 
 
 @contextmanager
-def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
-    """Yield the class by which papermill starts a kernel, which writes to `out`, and speaks to it.
+def _kernel(environment: Mapping[str, str]) -> Iterator[type]:
+    """Yield the class by which papermill starts a kernel, which measures unless `environment` says otherwise.
 
-    The kernel reads what is in the folder `rows`; None: it measures. It is spoken to through sockets in a folder of
-    this user, not through ports of the machine, where there are such.
+    It is spoken to through sockets in a folder of this user, not through ports of the machine, where there are such.
     """
     from jupyter_client.manager import AsyncKernelManager
 
-    environment = {name: value for name, value in os.environ.items() if name != catalog.ANALYSE}
-    environment |= {"MGENB_OUT": str(out), **({catalog.ANALYSE: str(rows)} if rows else {})}
+    # OpenMP threads that spin while they wait cost up to fourteen times the run time where cores are shared
+    inherited = {"OMP_WAIT_POLICY": "passive", **os.environ, catalog.ANALYSE: "", **environment}
     with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
         private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
 
@@ -169,7 +181,7 @@ def _kernel(out: Path, rows: Path | None) -> Iterator[type]:
                 super().__init__(**options, **({"transport": "ipc", "ip": f"{folder}/kernel"} if private else {}))
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                await super().start_kernel(**options, env=environment)
+                await super().start_kernel(**options, env=inherited)
 
             async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
                 # in the midst of a cell a kernel that is asked to end tells of its own troubles first
@@ -184,37 +196,13 @@ def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> N
 
     The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
     """
-    found = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
-    names = [path.relative_to(folder).as_posix() for path in found]
+    files = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
+    names = [path.relative_to(folder).as_posix() for path in files]
     names.sort(key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
     places = {name: notebook if name == f"{stem}.ipynb" else results / name for name in names}
     earlier = [*results.glob(f"{stem}-*.png"), results / f"{stem}.json"]
     gone = [path for path in earlier if path.name not in places]
     stage.move_out(folder, {name: place for name, place in places.items() if place}, gone)
-
-
-def _short(message: str) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + "..."
-
-
-def where_to_look(outcomes: Sequence[Outcome]) -> str:
-    """Return the closing line: the folder, what it holds of this run, and what to open first."""
-    fine = [outcome for outcome in outcomes if not outcome.error]
-    out = outcomes[0].job.out
-    if not fine:
-        return f"nothing was finished; look at {out}"
-    records = [outcome.record for outcome in fine if outcome.record is not None]
-    figures = sum(len(record.figures) for record in records)
-    made = f"{len(fine)} executed notebooks, {figures} figures, {len(records)} records"
-    return f"look at {out}: {made}; open {fine[0].job.executed} first"
-
-
-def tokens(nb: Any) -> list[str]:
-    """Return the verdict and mechanism lines that the cells of a notebook printed, in order."""
-    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
-    printed = [output.text for output in outputs if output.get("name") == "stdout"]
-    return [line for text in printed for line in text.splitlines() if TOKEN.fullmatch(line)]
 
 
 def clean(nb: Any) -> None:
@@ -228,20 +216,8 @@ def clean(nb: Any) -> None:
         tags = cell.metadata.get("tags")
         cell.metadata = type(nb.metadata)({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = _kept(cell.outputs)
-
-
-def _kept(outputs: Sequence[Any]) -> list[Any]:
-    """Drop stderr and live widgets, and join what stderr had cut in two."""
-    kept: list[Any] = []
-    for output in outputs:
-        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-            continue
-        if kept and output.get("name") == kept[-1].get("name") == "stdout":
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    return kept
+            outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in outputs if WIDGET not in output.get("data", {})]
 
 
 def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -> list[str]:
@@ -260,45 +236,35 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
     stage.tidy(catalog.refreshing())
     folder = catalog.refreshing() / f"{profile}-{stem}"
     with stage.held(folder):
-        if error := _execute_in(folder, path, {} if quick else {"profile": profile}, None if measure else figures):
+        environment = {} if measure else {catalog.ANALYSE: str(figures)}
+        if error := _execute_in(folder, path, {} if quick else {"profile": profile}, environment):
             raise MgenbError(f"{stem} was left as it is; {error}")
         if quick:
             nb = nbformat.read(folder / path.name, as_version=4)
             clean(nb)
             (folder / path.name).write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         record = figures / f"{stem}.json"
-        telling = path if quick else record
-        old, new = _tokens_in(telling), _tokens_in(folder / telling.name)
+        old, new = read(record) if record.exists() else None, read(folder / record.name)
+        if old and (old.to_json()["result"], old.figures) == (new.to_json()["result"], new.figures):
+            shutil.copyfile(record, folder / record.name)  # they differ in when and where they were made alone
         shutil.rmtree(folder / f"{stem}.parts", ignore_errors=True)  # what is committed are the rows of all
-        _keep_if_the_same(record, folder / record.name)
         _publish(folder, stem, figures, path if quick else None)
-    return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
+    before, now = _tokens(old) if old else [], _tokens(new)
+    return [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
 
 
-def _tokens_in(path: Path) -> list[str]:
-    """Return the tokens of a notebook, or of a record as the notebook prints them; none where there is no file."""
-    import nbformat
-
-    if not path.exists():
-        return []
-    if path.suffix == ".ipynb":
-        return tokens(nbformat.read(path, as_version=4))
-    record = read(path)
+def _tokens(record: Record) -> list[str]:
+    """Return the tokens of a record as the notebook prints them."""
     facts = [f"mechanism {name}: {value}" for name, value in record.mechanism.items()]
     return facts + [claim["token"] for claim in record.claims]
 
 
-def _keep_if_the_same(old: Path, new: Path) -> None:
-    """Let a new record be the old one, to the byte, where they differ in when and where they were made alone."""
-    if old.exists() and new.exists():
-        before, made = read(old), read(new)
-        if (before.to_json()["result"], before.figures) == (made.to_json()["result"], made.figures):
-            shutil.copyfile(old, new)
-
-
 def nbval(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Return the command that compares notebooks with their committed outputs, as this project does it."""
-    chosen = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "900"]
+    """Return the command that compares notebooks with their committed outputs, as this project does it.
+
+    Several are compared side by side, in as many processes as there are cores.
+    """
+    chosen = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "900", "--nbval-sanitize-with"]
     sanitize = root / "tests" / "notebooks" / "sanitize.cfg"
-    command = [sys.executable, "-m", "pytest", "-q", *chosen, "--nbval-sanitize-with", str(sanitize)]
-    return command + [str(path) for path in paths]
+    beside = ["-n", str(min(len(paths), os.cpu_count() or 1)), "--dist", "loadscope"] if len(paths) > 1 else []
+    return [sys.executable, "-m", "pytest", "-q", *beside, *chosen, str(sanitize), *map(str, paths)]

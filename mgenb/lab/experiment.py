@@ -1,7 +1,8 @@
 """What an experiment stands on: the data and the trained networks that its part names, and one look at the test images.
 
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
-`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile` and `device`.
+`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile`, `device` and
+`retrain`.
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from mgenb import data, store, training
 from mgenb.errors import MgenbError
+from mgenb.executor import each, workers
 from mgenb.lab import catalog, rows
 from mgenb.measure import population
 from mgenb.store import State
@@ -41,8 +43,7 @@ def dataset(part: rows.Part) -> data.Dataset:
     limits: dict[str, Any] = {f"{name}_limit": None if part[name] == "all" else int(part[name]) for name in SPLITS}
     quick = part["profile"] == "quick" and part["dataset"] in data.NAMES
     source = "samples" if quick else "auto"
-    found = data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits)
-    return found.to(part["device"])
+    return data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits).to(part["device"])
 
 
 def load(part: rows.Part) -> data.Dataset:
@@ -60,14 +61,20 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
 
     `finish(net, dataset)` changes each in place before anyone else sees it.
     """
-    numbers = [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
-    seeds = [1000 * part["seed"] + number for number in numbers]
-    return [_train(part["arch"], load(part), part["recipe"], part["epochs"], seed, finish) for seed in seeds]
+    seeds = [1000 * part["seed"] + number for number in _numbers(part)]
+    how = part["recipe"], part["epochs"], bool(part.get("retrain"))
+    return [_trained(part["arch"], load(part), seed, finish, *how) for seed in seeds]
+
+
+def _numbers(part: rows.Part) -> list[int]:
+    return [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
 
 
 @lru_cache(maxsize=8)
-def _train(arch: str, dataset: data.Dataset, recipe: str, epochs: int, seed: int, finish: Finish | None) -> nn.Module:
-    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed)
+def _trained(
+    arch: str, dataset: data.Dataset, seed: int, finish: Finish | None, recipe: str, epochs: int, retrain: bool
+) -> nn.Module:
+    net = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
     if finish:
         finish(net, dataset)
     return net
@@ -88,24 +95,31 @@ def final_test(
 
 
 def measure(
-    parts: Sequence[rows.Part],
-    function: rows.Function,
-    experiment: rows.Experiment,
-    run: rows.Part,
-    folder: Path,
-    executor: Executor | None = None,
+    parts: Sequence[rows.Part], function: rows.Function, experiment: rows.Experiment, run: rows.Part, folder: Path
 ) -> rows.Rows:
     """Return the rows of the planned parts: measured where `folder` lacks them, or read where `catalog.ANALYSE` says.
 
-    `run` holds the run's seed, profile and device.
+    `run` holds the run's seed, profile and device, and whether networks are trained anew. What measures side by side
+    is chosen by `executor.workers`.
     """
     if source := os.environ.get(catalog.ANALYSE):
-        found = rows.read(Path(source) / f"{experiment.stem}.csv")
-        if found.experiment != experiment:
-            raise MgenbError(f"the rows in {source} are of {found.experiment}, not of {experiment}: measure them anew")
-        return rows.select(found, parts)
+        measured = rows.read(Path(source) / f"{experiment.stem}.csv")
+        if measured.experiment != experiment:
+            wrong = f"the rows in {source} are of {measured.experiment}, not of {experiment}"
+            raise MgenbError(f"{wrong}: measure them anew")
+        return rows.select(measured, parts)
     once, facts = partial(_looking_once, function, run), partial(_facts, run)
-    return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
+    with workers() as executor:
+        if executor:
+            _train(parts, facts, executor)
+        return rows.measure(parts, once, experiment=experiment, folder=folder, facts=facts, executor=executor)
+
+
+def _train(parts: Sequence[rows.Part], facts: rows.Facts, executor: Executor) -> None:
+    """Train the networks that parts name side by side: parts of the same one would wait for each other."""
+    names = (*SPLITS, *TRAINED)
+    singles = [{name: part[name] for name in names} | {"base": n} for part in parts for n in _numbers(part)]
+    list(each(facts, {str(single): single for single in singles}.values(), executor, "network"))
 
 
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
@@ -139,15 +153,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
-def caption(found: rows.Rows) -> str:
+def caption(measured: rows.Rows) -> str:
     """Return which profile, networks and data made the rows."""
-    described = zip(found.parts["arch"], found.parts["described"], strict=True)
-    return made_by(
-        found.parts["profile"].iloc[0], ((arch, about["name"], about["variant"]) for arch, about in described)
-    )
+    described = zip(measured.parts["arch"], measured.parts["described"], strict=True)
+    places = ((arch, about["name"], about["variant"]) for arch, about in described)
+    return made_by(measured.parts["profile"].iloc[0], places)
 
 
 def made_by(profile: str, places: Iterable[tuple[str, str, str]]) -> str:
     """Return "profile quick, lenet on mnist [sample]", with each place (architecture, dataset, variant) once."""
-    told = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
-    return ", ".join([f"profile {profile}", *dict.fromkeys(told)])
+    named = (f"{arch} on {dataset} [{variant}]" for arch, dataset, variant in places)
+    return ", ".join([f"profile {profile}", *dict.fromkeys(named)])

@@ -1,6 +1,8 @@
 """The explorer of notebook 01: zero part of one layer's band; see spectrum, weights and accuracy at once."""
 
+import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -32,7 +34,7 @@ def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, s
         raise MgenbError(f"share is {share}; right is a number above 0 and up to 1")
     state = net.state_dict()
     old = state[choose("layer", layer, frequency.weight_names(state))]
-    count = round(share * frequency.smallest_band(old.shape, choose("transform", transform, frequency.TRANSFORMS)))
+    count = round(share * frequency.smallest_band(old, choose("transform", transform, frequency.TRANSFORMS)))
     seed = seeds.derive(0, "explore", layer, transform)
     weights = {"base": old}
     for name in frequency.BANDS:
@@ -50,16 +52,26 @@ def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, s
     return fig
 
 
-def widget(net: nn.Module, split: Split, shares: Sequence[float]) -> widgets.interactive:
-    """Return menus, and below them the `frame` that they choose."""
-    return widgets.interactive(
-        lambda **choice: frame(net, split, **choice),
-        {"auto_display": True},
-        layer=[(_short(name), name) for name in frequency.weight_names(net.state_dict())],
-        transform=list(frequency.TRANSFORMS),
-        band=list(frequency.BANDS),
-        share=[(f"{100 * share:g} %", share) for share in shares],
-    )
+def widget(net: nn.Module, split: Split, shares: Sequence[float]) -> widgets.VBox:
+    """Return menus, and below them the `frame` that they choose; a picture, for an Output widget hangs nbclient."""
+    choices: dict[str, Sequence[Any]] = {
+        "layer": [(_short(name), name) for name in frequency.weight_names(net.state_dict())],
+        "transform": frequency.TRANSFORMS,
+        "band": frequency.BANDS,
+        "share": [(f"{100 * share:g} %", share) for share in shares],
+    }
+    menus = {name: widgets.Dropdown(options=options, description=name) for name, options in choices.items()}
+    picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+
+    def show(_: Any = None) -> None:
+        buffer = io.BytesIO()
+        frame(net, split, **{name: menu.value for name, menu in menus.items()}).savefig(buffer, format="png", dpi=100)
+        picture.value = buffer.getvalue()
+
+    for menu in menus.values():
+        menu.observe(show, "value")
+    show()
+    return widgets.VBox([*menus.values(), picture])
 
 
 def _short(layer: str) -> str:

@@ -19,17 +19,18 @@ def problems(path: Path) -> list[str]:
     import nbformat
 
     nb = nbformat.read(path, as_version=4)
-    found = [*_notebook(nb), *_parameters(nb)]
+    wrong = [*_notebook(nb), *_parameters(nb)]
     for number, cell in enumerate((cell for cell in nb.cells if cell.cell_type == "code"), start=1):
-        found += [f"code cell {number}: {problem}" for problem in (*_source(cell, number), *_outputs(cell))]
-    return found
+        wrong += [f"code cell {number}: {problem}" for problem in (*_source(cell, number), *_outputs(cell))]
+    return wrong
 
 
 def cure(paths: Sequence[Path]) -> str:
     """Return one sentence that says how notebooks with problems become clean again."""
+    files = " ".join(f"notebooks/{path.name}" for path in paths) or "notebooks/NN_topic.ipynb"
     numbers = " ".join(path.stem.split("_")[0] for path in paths) or "NN"
     return (
-        "`git checkout notebooks` drops what JupyterLab saved, and every other change since the last commit; "
+        f"`git checkout {files}` drops what JupyterLab saved, and every other change since the last commit; "
         f"`mgenb refresh {numbers}` keeps your changes and makes the outputs anew"
     )
 

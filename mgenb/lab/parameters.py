@@ -18,7 +18,7 @@ from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog
 from mgenb.lab.values import checked
 
-COMMON = {"seed": 0, "device": "auto"}
+COMMON = {"seed": 0, "device": "auto", "retrain": False}
 NETWORK = {"dataset": str, "arch": str, "recipe": str, "epochs": int, "floor": float, "images": int}
 
 
@@ -53,7 +53,7 @@ class Parameters:
 
     settings: the profile's, but for those that were given; networks: what the setting of this name names, or the one
     that the settings describe; given: the values that were given, as they are checked; changed: seed and settings that
-    are not the profile's.
+    are not the profile's; retrain: base networks are trained anew, though they are shipped or in the cache.
     """
 
     profile: str
@@ -63,6 +63,7 @@ class Parameters:
     networks: tuple[Network, ...]
     given: dict[str, Any]
     changed: dict[str, Any]
+    retrain: bool = False
 
     @property
     def by_hand(self) -> str:
@@ -93,7 +94,8 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
     elif "arch" in settings:
         networks = (Network("", **{key: settings[key] for key in NETWORK if key in settings}),)
     changed = {name: full[name] for name in (*defaults, "seed") if full[name] != usual[name]}
-    return Parameters(profile, full["seed"], devices.device(full["device"]), settings, networks, values, changed)
+    device = devices.device(full["device"])
+    return Parameters(profile, full["seed"], device, settings, networks, values, changed, full["retrain"])
 
 
 def as_text(value: Any) -> str:

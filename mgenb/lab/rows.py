@@ -13,7 +13,7 @@ Two runs on one machine write the same CSV to the byte: what differs from run to
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,11 +23,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from mgenb.errors import MgenbError
+from mgenb.executor import each
 
 SCHEMA = 1
-LARGEST = 1_000_000  # bytes of a CSV: what is larger belongs in the .npz
+LARGEST = 1_000_000  # bytes of a CSV
+KINDS = {"integer": "int", "floating": "float", "boolean": "bool", "string": "str"}  # as pandas and as we call them
+FROM_TEXT = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
+FROM_TEXT["float?"] = lambda text: float(text or "nan")  # a column in which numbers are missing
 
 Part = Mapping[str, Any]
 Function = Callable[[dict[str, Any]], Any]  # see `measure` for what it may return
@@ -77,36 +82,53 @@ def measure(
     `function(part)` returns rows (dicts, or a DataFrame), or rows and arrays, or these and facts, as a tuple.
     `facts(part)` returns what stands with a part: "data" and "weights" are hashes of what it rests on, and with them
     the part itself, the notebook, its VERSION and the seed make the key under which it is found again; "nets" names
-    the networks that have these weights. Where there is no executor, parts are measured one by one here.
+    the networks that have these weights. The executor measures parts side by side, without one they are
+    measured here in turn; each with one thread, and it is kept as soon as it is done.
     """
     plain = [{name: _plain(name, value) for name, value in part.items()} for part in parts]
     if twice := next((part for part in plain if plain.count(part) > 1), None):
         raise MgenbError(f"the plan of {experiment.stem} has the part {twice} twice")
-    measure_part = partial(_measure_one, function, experiment, folder / f"{experiment.stem}.parts", facts)
-    _write(list((executor.map if executor else map)(measure_part, plain)), experiment, folder)
+    kept = folder / f"{experiment.stem}.parts"
+    there = frozenset(file.stem for file in kept.glob("*.json"))
+    files: dict[int, Path] = {}
+    for number, (key, stored, arrays) in each(partial(_measured, function, experiment, facts, there), plain, executor):
+        files[number] = kept / f"{key}.json"
+        if stored:
+            _keep(files[number], stored, arrays)
+    _write([files[number] for number in range(len(plain))], experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
-def _measure_one(function: Function, experiment: Experiment, folder: Path, facts: Facts, part: dict[str, Any]) -> Path:
-    """Return the file with the part's rows; it is made where it is not there."""
-    from mgenb.store import key_of, write_atomic, write_json  # imports torch
+def _measured(
+    function: Function, experiment: Experiment, facts: Facts, there: Set[str], part: dict[str, Any]
+) -> tuple[str, dict[str, Any], Mapping[str, np.ndarray]]:
+    """Return a part's key, its rows and what stands with them, and its arrays; nothing but the key where it is `there`.
 
-    about = dict(facts(dict(part)))
-    rests = {name: about.get(name) for name in ("data", "weights")}
-    key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
-    file = folder / f"{key}.json"
-    if file.exists():
-        return file
-    began = perf_counter()
-    made, arrays, more = unpacked(function(dict(part)))
-    rows = _tidy(made, part)
+    It runs where the executor has it, on another machine perhaps: the one who asks writes the files.
+    """
+    from mgenb.devices import one_thread  # imports torch
+    from mgenb.store import key_of
+
+    with one_thread():  # with more of them sums have another order
+        about = dict(facts(dict(part)))
+        rests = {name: about.get(name) for name in ("data", "weights")}
+        key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
+        if key in there:
+            return key, {}, {}
+        began = perf_counter()
+        made, arrays, more = unpacked(function(dict(part)))
+        about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
+    named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
+    return key, {"part": part, "rows": _tidy(made, part), "about": about}, named
+
+
+def _keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a part; its rows come last: with them it is there."""
+    from mgenb.store import write_atomic, write_json
+
     if arrays:
-        named = {f"{key}.{name}": np.asarray(array) for name, array in arrays.items()}
-        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, named))
-    about |= {"key": key, **more, "seconds": round(perf_counter() - began, 2)}
-    made_rows = {"part": part, "rows": rows, "about": about}
-    write_json(file, made_rows, sort_keys=False)  # their order is that of the columns; last: now the part is there
-    return file
+        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, arrays))
+    write_json(file, stored, sort_keys=False)  # their order is that of the columns
 
 
 def _save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
@@ -123,9 +145,9 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def unpacked(found: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
+def unpacked(result: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
     """Return the rows, arrays and facts that a function gave, whatever of them it gave (see `measure`)."""
-    made, arrays, facts = (*found, {}, {})[:3] if isinstance(found, tuple) else (found, {}, {})
+    made, arrays, facts = (*result, {}, {})[:3] if isinstance(result, tuple) else (result, {}, {})
     listed = made.to_dict("records") if isinstance(made, pd.DataFrame) else [dict(row) for row in made]
     return listed, arrays, facts
 
@@ -166,7 +188,8 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     columns = _columns(frame)
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
-    _check_size(csv, len(text.encode()))
+    if len(text.encode()) > LARGEST:
+        raise MgenbError(f"{csv} would be above {LARGEST:,} bytes; what is large belongs in the .npz")
     write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
@@ -179,32 +202,24 @@ def _columns(frame: pd.DataFrame) -> dict[str, str]:
     """Return the type of each column; MgenbError where a column mixes texts, booleans and numbers."""
     columns = {}
     for name, column in frame.items():
-        columns[str(name)] = kind = {"i": "int", "f": "float", "b": "bool"}.get(column.dtype.kind, "str")
-        if kind == "str" and not all(isinstance(value, str) for value in column):
-            kinds = sorted({type(value).__name__ for value in column})
-            raise MgenbError(f"the column {name!r} mixes {', '.join(kinds)}; right is one type a column")
-        if column.isna().any():
-            columns[str(name)] = "float?"
+        kind = KINDS.get(infer_dtype(column, skipna=False), "mixed") + "?" * bool(column.isna().any())
+        if kind not in FROM_TEXT:
+            raise MgenbError(f"the column {name!r} is {kind}; right is texts, booleans or numbers alone")
+        columns[str(name)] = kind
     return columns
 
 
 def read(path: Path) -> Rows:
     """Return the rows in the CSV at `path` with what stands beside it; MgenbError names what is wrong with them."""
-    beside = path.with_suffix(".parts.json")
-    head = _read_json(beside)
+    head = _read_json(path.with_suffix(".parts.json"))
     if head.get("schema") != SCHEMA:
-        raise MgenbError(f"{beside} has schema {head.get('schema')}; right is {SCHEMA}: measure it again")
+        raise MgenbError(
+            f"what stands beside {path} has schema {head.get('schema')}; right is {SCHEMA}: measure it again"
+        )
+    columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
+    listed = [{**stored["part"], **stored["about"], "rows": stored["rows"]} for stored in head["parts"]]
+    parts = pd.DataFrame(listed, index=[_name(stored["part"]) for stored in head["parts"]])
     try:
-        columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
-        named = {
-            _name(stored["part"]): {**stored["part"], **stored["about"], "rows": stored["rows"]}
-            for stored in head["parts"]
-        }
-    except (KeyError, TypeError) as error:
-        raise MgenbError(f"{beside} lacks {error}; measure it again") from error
-    parts = pd.DataFrame(list(named.values()), index=list(named))
-    try:
-        _check_size(path, path.stat().st_size)
         raw = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise MgenbError(f"{path} cannot be read ({error}); measure it again") from error
@@ -224,11 +239,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise MgenbError(f"{path} cannot be read ({error}); delete it and measure again") from error
 
 
-def _check_size(path: Path, size: int) -> None:
-    if size > LARGEST:
-        raise MgenbError(f"{path} has {size:,} bytes; right is at most {LARGEST:,}: what is larger belongs in the .npz")
-
-
 def _check_weights(path: Path, parts: pd.DataFrame) -> None:
     """Refuse to pair rows of one network that had other weights elsewhere."""
     if {"nets", "weights"} <= set(parts):
@@ -239,25 +249,24 @@ def _check_weights(path: Path, parts: pd.DataFrame) -> None:
 
 def _typed(path: Path, texts: pd.Series, kind: str) -> pd.Series:
     """Return a column of texts as what it was written from."""
-    ways = {"str": str, "int": int, "float": float, "float?": lambda text: float(text or "nan")}
     try:
-        column = texts.map({"True": True, "False": False}.__getitem__ if kind == "bool" else ways[kind])
+        column = texts.map(FROM_TEXT[kind])
+        if kind == "float" and not np.isfinite(column).all():
+            raise ValueError("there is no number in some rows")
     except (KeyError, ValueError) as error:
         raise MgenbError(f"{path}: the column {texts.name!r} is not {kind} ({error}); measure it again") from error
-    if kind == "float" and not np.isfinite(column).all():
-        raise MgenbError(f"{path}: the column {texts.name!r} has no number in some rows; right is one in each")
     return column
 
 
 def select(rows: Rows, parts: Sequence[Part]) -> Rows:
     """Return the rows of the planned parts, in the order of the plan; MgenbError where none of them is there."""
-    chosen = [i for part in parts if (i := rows.parts.index.get_indexer([_name(part)])[0]) >= 0]
+    chosen = [name for name in map(_name, parts) if name in rows.parts.index]
     if not chosen:
         stem = rows.experiment.stem
         raise MgenbError(f"the rows of {stem} hold none of the {len(parts)} planned parts, as {parts[0]}: measure them")
-    of_part = np.repeat(range(len(rows.parts)), rows.parts["rows"])
-    frame = pd.concat([rows.frame[of_part == i] for i in chosen], ignore_index=True)
-    return replace(rows, frame=frame, parts=rows.parts.iloc[chosen], planned=len(parts))
+    of_part = np.repeat(rows.parts.index, rows.parts["rows"])
+    frame = pd.concat([rows.frame[of_part == name] for name in chosen], ignore_index=True)
+    return replace(rows, frame=frame, parts=rows.parts.loc[chosen], planned=len(parts))
 
 
 def _name(part: Part) -> str:

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +21,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
-from mgenb import claims, data, mega, stats, store, training
+from mgenb import claims, data, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge, nothing_to_judge
 from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record
 from mgenb.measure import population
-from mgenb.mge import evolve
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
@@ -55,7 +53,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
 class Run:
     """One run of a notebook; made by `start`.
 
-    What is run: settings, data, base networks, the final test. What was found: `found`, judged at the end.
+    What is run: settings, data, base networks, the final test. What is found: `findings`, judged at the end.
     What is written: `notes`; see `record_of`.
     """
 
@@ -64,18 +62,19 @@ class Run:
         self.profile, self.seed, self.device = chosen.profile, chosen.seed, chosen.device
         self.settings, self.networks = SimpleNamespace(**chosen.settings), chosen.networks
         self._of_run = {"seed": self.seed, "profile": self.profile, "device": str(self.device)}
+        self._of_run["retrain"] = chosen.retrain
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
-        self.found = Evidence()
+        self.findings = Evidence()
         self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
         self.notes |= {"test_uses": [], "leaks": [], "figures": []}
         self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
-        self._checkpoints: list[Path] = []
         self.made: dict[Place, Bases] = {}  # the first ones first
         self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.version = 1  # of the experiment; `measure` says another
         self.machine: dict[str, Any] = {}  # where rows were measured, which may not be here
         self._described: dict[str, dict[str, Any]] = {}  # dataset -> what rows say of it
         self.out = catalog.output_dir(self.profile, chosen.changed)
+        self._parts = self.out / f"{notebook.stem}.parts"  # what is kept of a run that is stopped
         self.began = time.monotonic()
 
     def load(self, network: Network | None = None, *, whole: bool = False) -> data.Dataset:
@@ -103,33 +102,31 @@ class Run:
             limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
         return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
 
-    def measure(
-        self, parts: Sequence[rows.Part], function: rows.Function, *, version: int, executor: Executor | None = None
-    ) -> rows.Rows:
+    def measure(self, parts: Sequence[rows.Part], function: rows.Function, *, version: int) -> rows.Rows:
         """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.
 
         Where planned parts are missing from rows that are read, verdicts are *unfinished*.
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
-        found = experiment.measure(parts, function, name, self._of_run, self.out, executor)
-        self.machine = found.parts[["device", "cores"]].iloc[0].to_dict()
-        self._described = dict(zip(found.parts["dataset"], found.parts["described"], strict=True))
-        for dataset, about in self._described.items():
+        measured = experiment.measure(parts, function, name, self._of_run, self.out)
+        self.machine = measured.parts[["device", "cores"]].iloc[0].to_dict()
+        for dataset, of_dataset in measured.parts.groupby("dataset", sort=False):
+            self._described[dataset] = about = of_dataset["described"].iloc[0]
             self._show_data(about)
-            if looks := int(found.parts.loc[found.parts["dataset"] == dataset, "test_looks"].sum()):
+            if looks := int(of_dataset["test_looks"].sum()):
                 self.notes["test_uses"].append({"dataset": about["name"], "looks": looks})
-        if found.unfinished:
-            print(f"unfinished, {found.unfinished}")
-        self.found.unfinished = found.unfinished
-        return found
+        if measured.unfinished:
+            print(f"unfinished, {measured.unfinished}")
+        self.findings.unfinished = measured.unfinished
+        return measured
 
     def best_rows(self, own: rows.Rows) -> rows.Rows:
         """Return the committed rows of the highest profile above this run's; `own` where there are none."""
         for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
             path = catalog.project_root() / "figures" / profile / f"{self.notebook.stem}.csv"
-            if path.exists() and (found := rows.read(path)).experiment.version == self.version:
-                return found
+            if path.exists() and (best := rows.read(path)).experiment.version == self.version:
+                return best
         return own
 
     def tell(self, text: str, **values: Any) -> Markdown:
@@ -152,7 +149,8 @@ class Run:
         """
         how = network or self.networks[0]
         seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
-        nets = training.trained_all(how.arch, dataset, recipe=how.recipe, epochs=how.epochs, seeds=seeds)
+        same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
+        nets = training.trained_all(how.arch, dataset, seeds=seeds, **same)
         if finish:
             for net in nets:
                 finish(net)
@@ -181,21 +179,18 @@ class Run:
         The base networks of `dataset` are looked at too: where they fail on test images, what rests on them is *not
         tested*.
         """
-        unknown = {
-            place: nets
-            for place, (digest, nets) in self._nets.items()
-            if digest == dataset.digest and "test" not in dataset.apart and not self.made[place].test_accuracy
-        }
 
         def look(net: nn.Module, test: data.Split, state: Any) -> Any:
-            for place in list(unknown):
-                accuracies = tuple(population.accuracy(base, test) for base in unknown.pop(place))
-                self.made[place] = replace(self.made[place], test_accuracy=accuracies)
+            for place, (digest, nets) in self._nets.items():
+                same_classes = digest == dataset.digest and "test" not in dataset.apart
+                if same_classes and not self.made[place].test_accuracy:
+                    accuracies = tuple(population.accuracy(base, test) for base in nets)
+                    self.made[place] = replace(self.made[place], test_accuracy=accuracies)
             return measure(net, test, state)
 
-        found = experiment.final_test(dataset, models, look, self.notebook.stem)
+        looked = experiment.final_test(dataset, models, look, self.notebook.stem)
         self.notes["test_uses"].append({"dataset": dataset.name, "models": len(models)})
-        return found
+        return looked
 
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
@@ -206,20 +201,10 @@ class Run:
     def checkpoint(self, name: str) -> Path | None:
         """Return the file from which a long computation goes on when the same run is started again, until `finish`.
 
-        None in the quick profile, whose runs are short. Other settings, another seed or version is another file.
+        None in the quick profile, whose runs are short. Other settings or another seed is another file.
         """
-        if self.profile == "quick":
-            return None
-        same = {
-            "profile": self.profile,
-            "seed": self.seed,
-            "settings": self.chosen.settings,
-            "networks": str(self.networks),
-        }
-        same |= {"evolve": evolve.VERSION, "mega": mega.VERSION}
-        file = store.unfinished(f"{self.notebook.stem}-{name}", same)
-        self._checkpoints.append(file)
-        return file
+        same = {"seed": self.seed, "settings": self.chosen.settings, "networks": str(self.networks)}
+        return None if self.profile == "quick" else self._parts / f"{name}-{store.key_of(same)}.checkpoint"
 
     def knows(self, claim_id: str) -> bool:
         """Return whether the registry has this claim of the notebook; of networks that no paper tried it has none."""
@@ -245,7 +230,7 @@ class Run:
         """
         places = tuple(network.place for network in networks) or tuple(self.made)[:1]
         blocked = nothing_to_judge([self.made[place] for place in places], differ, left)
-        self.found.measured[self._own(claim_id)] = Measured(estimate, places, blocked)
+        self.findings.measured[self._own(claim_id)] = Measured(estimate, places, blocked)
 
     def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
@@ -257,11 +242,11 @@ class Run:
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Store why this notebook does not test a claim."""
-        self.found.untested[self._own(claim_id)] = reason
+        self.findings.untested[self._own(claim_id)] = reason
 
     def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
         """Store what another reading of the ambiguous method measured for a claim."""
-        self.found.readings[self._own(claim_id), reading] = estimate
+        self.findings.readings[self._own(claim_id), reading] = estimate
 
     def _own(self, claim_id: str) -> str:
         if claims.get(claim_id) not in self.family:
@@ -270,7 +255,7 @@ class Run:
 
     def judged(self) -> Judged:
         """Judge all that was found until now."""
-        return judge(self.family, self.found, self.made)
+        return judge(self.family, self.findings, self.made)
 
     def paper_says(self) -> None:
         """Print the claims of this notebook, from the registry; the cells of a table in one line."""
@@ -302,8 +287,8 @@ class Run:
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
         """Caption (with `networks`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
         scales = [self.made[place].scale for place in [network.place for network in networks] or self.made]
-        own = experiment.made_by(self.profile, ((scale.arch, scale.dataset, scale.variant) for scale in scales))
-        figures.caption(figure, experiment.caption(of) if of else own)
+        own = ((scale.arch, scale.dataset, scale.variant) for scale in scales)
+        figures.caption(figure, experiment.caption(of) if of else experiment.made_by(self.profile, own))
         file = f"{self.notebook.stem}-{name}.png"
         figures.save(figure, self.out / file)
         self.notes["figures"].append(file)
@@ -313,10 +298,10 @@ class Run:
         path = self.out / f"{self.notebook.stem}.json"
         record = record_of(self)
         store.write_json(path, record.to_json())
-        for file in self._checkpoints:
-            file.unlink(missing_ok=True)
+        for file in self._parts.glob("*.checkpoint"):
+            file.unlink()
         if self.profile == "quick":  # which always computes; what a killed run left was for this one
-            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+            shutil.rmtree(self._parts, ignore_errors=True)
         print(f"record {path.name}: {len(record.claims)} verdicts, {len(record.figures)} figures")
         if "MGENB_OUT" not in os.environ:  # else who set it says where results are in the end
             print(f"written to {path.parent}", file=sys.stderr)

@@ -25,9 +25,9 @@ def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]
     """
     known = {claim.id for claim in claims.load()}
     fresh = [record for record in records if not record.stale]
-    found = [(Verdict.from_json(row), record) for record in fresh for row in record.claims if row["id"] in known]
-    found.sort(key=lambda pair: claims.rank(pair[0]))
-    return {verdict.claim.id: (verdict, record) for verdict, record in reversed(found)}
+    evidence = [(Verdict.from_json(row), record) for record in fresh for row in record.claims if row["id"] in known]
+    evidence.sort(key=lambda pair: claims.rank(pair[0]))
+    return {verdict.claim.id: (verdict, record) for verdict, record in reversed(evidence)}
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
@@ -61,8 +61,8 @@ def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[s
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return how many claims of each verdict there are, a row for each value of the column `by`; settings left out."""
     judged = frame[frame["kind"] != "setting"]
-    found = pd.crosstab(judged[by], judged["verdict"])
-    return found.reindex(columns=_shown(frame), fill_value=0).rename_axis(columns=None)
+    counted = pd.crosstab(judged[by], judged["verdict"])
+    return counted.reindex(columns=_shown(frame), fill_value=0).rename_axis(columns=None)
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:
@@ -71,9 +71,9 @@ def _shown(frame: pd.DataFrame) -> list[str]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Return the claims that have a verdict as a table in Markdown, with links from the project's root."""
+    """Return the claims that have a verdict, or had, as a table in Markdown, with links from the project's root."""
     lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
-    for row in frame[frame["verdict"].isin(JUDGED)].sort_values("notebook", kind="stable").to_dict("records"):
+    for row in frame[frame["verdict"].isin((*JUDGED, STALE))].sort_values("notebook", kind="stable").to_dict("records"):
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
         claim = f"{row['statement']} ({row['where']})"
         lines.append(f"| {row['verdict']} | {claim} | {row['measured']} | {row['scale']} | {link} |")
@@ -92,8 +92,8 @@ def chart(frame: pd.DataFrame) -> "Figure":
     sides = {"sentences and comparisons": ~printed, "printed numbers and curves": printed}
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
     for ax, (title, chosen) in zip(axes, sides.items(), strict=True):
-        found = counts(frame[chosen], "notebook").reindex(stems, columns=shown, fill_value=0)
-        found.plot.barh(ax=ax, stacked=True, width=0.8, legend=False, color=list(map(figures.colour, shown)))
+        counted = counts(frame[chosen], "notebook").reindex(stems, columns=shown, fill_value=0)
+        counted.plot.barh(ax=ax, stacked=True, width=0.8, legend=False, color=list(map(figures.colour, shown)))
         for bars in ax.containers:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
             ax.bar_label(bars, fmt=lambda n: f"{n:g}" if n else "", label_type="center", fontsize=7, bbox=box)

@@ -41,39 +41,34 @@ class FGSM:
 
 @dataclass(frozen=True)
 class PGD:
-    """Steps of the gradient's sign inside a ball of eps, from a random start (Madry et al. 2018).
-
-    step: the length of one; None: 2.5 eps / steps.
-    """
+    """Steps of length 2.5 eps / steps along the gradient's sign, in a ball of eps, from a random start (Madry 2018)."""
 
     eps: float
     steps: int = 10
-    step: float | None = None
 
     def __post_init__(self) -> None:
-        demand(self, of="PGD", eps=0.0, steps=1, **({} if self.step is None else {"step": 0.0}))
+        demand(self, of="PGD", eps=0.0, steps=1)
 
     def on(self, net: nn.Module) -> Any:
         """Return torchattacks' object for `net`."""
-        step = 2.5 * self.eps / self.steps if self.step is None else self.step
-        return torchattacks.PGD(net, eps=self.eps, alpha=step, steps=self.steps, random_start=True)
+        length = 2.5 * self.eps / self.steps
+        return torchattacks.PGD(net, eps=self.eps, alpha=length, steps=self.steps, random_start=True)
 
 
 @dataclass(frozen=True)
 class CW:
     """Carlini and Wagner's L2 attack (2017): the smallest change for which the goal's logit leads by `kappa`.
 
-    searches: values of c that are tried for each image; iterations: Adam's steps for each, of size `rate`.
+    searches: values of c that are tried for each image, from 1 on; iterations: Adam's steps for each, of size `rate`.
     """
 
     kappa: float = 0.0
     searches: int = 6
     iterations: int = 100
     rate: float = 0.1
-    first_c: float = 1.0
 
     def __post_init__(self) -> None:
-        demand(self, of="CW", kappa=0.0, searches=1, iterations=1, rate=1e-9, first_c=1e-9)
+        demand(self, of="CW", kappa=0.0, searches=1, iterations=1, rate=1e-9)
 
     def on(self, net: nn.Module) -> Any:
         """Return the attack's object for `net`."""
@@ -174,17 +169,16 @@ class _CarliniWagner(torchattacks.attack.Attack):
 
     def forward(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
         """Return the best image found for each of `images`; goals: labels to leave, or targets to reach."""
-        s = self.settings
         best, already = images, self._shortfall(images, goals) < 0
         distance = torch.where(already, 0.0, torch.inf)
         low, high = torch.zeros_like(distance), torch.full_like(distance, torch.inf)
-        c = torch.full_like(distance, s.first_c)
-        for _ in range(s.searches):
-            found, nearer = self._descend(images, goals, c)
-            high, low = torch.where(found.isfinite(), c, high), torch.where(found.isfinite(), low, c)
+        c = torch.ones_like(distance)
+        for _ in range(self.settings.searches):
+            reached, nearest = self._descend(images, goals, c)
+            high, low = torch.where(reached.isfinite(), c, high), torch.where(reached.isfinite(), low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
-            best = torch.where((found < distance)[:, None, None, None], nearer, best)
-            distance = torch.minimum(found, distance)
+            best = torch.where((reached < distance)[:, None, None, None], nearest, best)
+            distance = torch.minimum(reached, distance)
         return best
 
     def _descend(self, images: torch.Tensor, goals: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,37 +206,25 @@ class _CarliniWagner(torchattacks.attack.Attack):
 def _prepared(net: nn.Module, images: torch.Tensor, state: State | None) -> tuple[nn.Module, torch.Tensor, int]:
     """Return a copy of the network to work on, the images as float32 on its device, and its number of classes."""
     scratch = population.quick_copy(net, state).requires_grad_(False)
-    for name, tensor in scratch.state_dict().items():
-        if not tensor.isfinite().all():
-            raise MgenbError(f"{name!r} of the network holds NaN or infinite values; right are finite weights")
-    home = next(scratch.parameters(), None)
-    if home is None:
-        raise MgenbError("the network has no parameters; an attack needs a network that has some")
-    pixels = _pixels(images).to(home.device)
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float()
+    if pixels.ndim != 4 or not len(pixels) or not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
+        right = "[n, channels, h, w], n at least 1, of uint8 or of floats in [0, 1]"
+        raise MgenbError(f"images are {_described(images)}; right is {right}")
+    pixels = pixels.to(next(scratch.parameters()).device)
     logits = scratch(pixels[:1].clone().requires_grad_())
-    if not logits.requires_grad:
-        raise MgenbError("the network's logits have no gradient by its input; an attack needs one")
+    if not (logits.requires_grad and logits.isfinite().all()):
+        raise MgenbError("the network's logits are not finite, or have no gradient by its input; an attack needs both")
     return scratch, pixels, logits.shape[-1]
 
 
-def _pixels(images: torch.Tensor) -> torch.Tensor:
-    if images.ndim != 4 or not len(images):
-        raise MgenbError(f"images have shape {tuple(images.shape)}; right is [n, channels, h, w], n at least 1")
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise MgenbError(f"images are {images.dtype}; right is uint8, or floats in [0, 1]")
-    least, most = images.min().item(), images.max().item()  # NaN where a value is
-    if not (least >= 0 and most <= 1):
-        raise MgenbError(f"images run from {least:g} to {most:g}; right is uint8, or floats in [0, 1]")
-    return images.detach().float()
-
-
 def _classes(what: str, given: torch.Tensor, pixels: torch.Tensor, classes: int) -> torch.Tensor:
-    if given.shape != pixels.shape[:1] or given.is_floating_point() or given.dtype == torch.bool:
-        told = f"{given.dtype} {list(given.shape)}"
-        raise MgenbError(f"{what} are {told}; right is one whole number for each of {len(pixels)} images")
-    if not (given.min() >= 0 and given.max() < classes):
-        least, most = given.min(), given.max()
-        raise MgenbError(f"{what} run from {least} to {most}; right is 0 to {classes - 1}")
+    whole = not given.is_floating_point() and given.dtype != torch.bool
+    if given.shape != pixels.shape[:1] or not whole or given.min() < 0 or given.max() >= classes:
+        right = f"a whole number from 0 to {classes - 1} for each of {len(pixels)} images"
+        raise MgenbError(f"{what} are {_described(given)}; right is {right}")
     return given.to(pixels.device, torch.int64)
+
+
+def _described(tensor: torch.Tensor) -> str:
+    extent = f" from {tensor.min():g} to {tensor.max():g}" if tensor.numel() else ""
+    return f"{tensor.dtype} {list(tensor.shape)}{extent}"

@@ -6,7 +6,7 @@ fine-tuning of the whole network on the support images.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torchvision.models import ViT_B_16_Weights, vit_b_16
+from torchvision.transforms import v2
 
 from mgenb import stats
 from mgenb.data import Split
@@ -25,16 +26,13 @@ from mgenb.seeds import numpy_generator, torch_generator
 from mgenb.store import State
 
 DISTANCES = ("euclidean", "cosine")
-AT_ONCE = 64  # episodes that are classified together: what they gather fits a cache
+RATE = 0.001  # Adam's, in fine-tuning
 # what ImageNet's 1,000 classes hold of a dataset's, so that weights trained on them have seen it
 SEEN_IN_IMAGENET = {
     "mini_imagenet": "all its classes, the novel ones too, are ImageNet's",
     "cifar_fs": "many of its classes, novel ones too, are in ImageNet in kind",
-    "cifar10": "all its classes, the novel ones too, are in ImageNet in kind",
-    "fashion_mnist": "kinds of clothing are in ImageNet, as photographs",
     "gtsrb": "none of its classes is in ImageNet, where all street signs are one",
     "omniglot": "none of its classes is in ImageNet",
-    "mnist": "none of its classes is in ImageNet",
 }
 
 
@@ -68,15 +66,23 @@ def draw(split: Split, episodes: Episodes) -> Drawn:
     """Draw episodes by their seed, the same for every network.
 
     Each support image is from another group (a GTSRB track: one physical sign), and no query image is from the
-    groups of the support. Raises MgenbError where classes or images are too few.
+    groups of the support. Raises MgenbError where classes or images are too few, whichever groups are drawn.
     """
-    members = _members(split, episodes, {})
+    members = _members(split)
+    _enough({str(label): np.bincount(groups) for label, (_, groups) in members.items()}, episodes, split.role)
     rng = numpy_generator(episodes.seed, "episodes")
     classes = np.array([rng.permutation(list(members))[: episodes.ways] for _ in range(episodes.count)])
-    parts = [[_draw_class(*members[label], episodes, rng) for label in row] for row in classes.tolist()]
-    support, query = (torch.tensor(np.array([[one[k] for one in row] for row in parts])) for k in (0, 1))
-    device = split.images.device
+    dealt = [_draw_class(*members[label], episodes, rng) for label in classes.flatten().tolist()]
+    shape, device = (*classes.shape, -1), split.images.device
+    support, query = (torch.tensor(np.array(images)).reshape(shape) for images in zip(*dealt, strict=True))
     return Drawn(torch.tensor(classes).to(device), support.to(device), query.to(device))
+
+
+def _members(split: Split) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return label -> (its images' indices, their groups counted from 0)."""
+    labels, groups = split.labels.cpu().numpy(), split.groups.cpu().numpy()
+    images = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    return {label: (own, np.unique(groups[own], return_inverse=True)[1]) for label, own in images.items()}
 
 
 def _draw_class(
@@ -90,90 +96,58 @@ def _draw_class(
     return images[first[: episodes.shots]], images[rank >= episodes.shots][: episodes.queries]
 
 
-def _members(split: Split, episodes: Episodes, names: Mapping[int, str]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return label -> (its images' indices, their groups counted from 0), after checking that they are enough."""
-    labels, groups = split.labels.cpu().numpy(), split.groups.cpu().numpy()
-    members = {}
-    for label in np.unique(labels).tolist():
-        images = np.flatnonzero(labels == label)
-        inverse, sizes = np.unique(groups[images], return_inverse=True, return_counts=True)[1:]
-        _enough(names.get(label, str(label)), sizes, episodes)
-        members[label] = images, inverse
-    _enough_classes(len(members), split.role, episodes)
-    return members
-
-
-def _enough(name: str, sizes: np.ndarray, episodes: Episodes) -> None:
-    """Refuse a class, with groups of `sizes`, whose images may not do for an episode, whichever groups are drawn."""
-    left = int(np.sort(sizes)[::-1][episodes.shots :].sum())
-    if left < episodes.queries:
-        tracks = f" in {len(sizes)} tracks" if sizes.max() > 1 else ""
-        raise MgenbError(
-            f"class {name} has {sizes.sum()} images{tracks}: beside {episodes.shots} for support {left} are left for"
-            f" {episodes.queries} queries; ask for fewer"
-        )
-
-
-def _enough_classes(found: int, what: str, episodes: Episodes) -> None:
-    if found < episodes.ways:
-        raise MgenbError(f"{found} {what} classes do not do for {episodes.ways} ways; right is at most {found} ways")
+def _enough(sizes: Mapping[str, np.ndarray], episodes: Episodes, what: str) -> None:
+    """Refuse classes, with groups of these sizes, that may not do for an episode."""
+    if len(sizes) < episodes.ways:
+        raise MgenbError(f"{len(sizes)} {what} classes do not do for {episodes.ways} ways; right is at most as many")
+    for name, size in sizes.items():
+        left = int(np.sort(size)[::-1][episodes.shots :].sum())
+        if left < episodes.queries:
+            wanted = f"{episodes.shots} support images and {episodes.queries} queries from other groups"
+            raise MgenbError(f"class {name} has {size.sum()} images in {len(size)} groups, too few for {wanted}")
 
 
 def check(split: ClassSplit, select: Episodes, novel: Episodes) -> None:
     """Raise MgenbError where episodes cannot be drawn, of the selection or of novel classes: before training."""
-    _enough_classes(len(split.novel), "novel", novel)
-    for name, images in zip(split.novel, split.data.test.counts(), strict=True):
-        _enough(name, np.ones(images, dtype=np.int64), novel)
-    _members(split.selection, select, dict(enumerate(split.val or split.base)))
+    counts = zip(split.novel, split.data.test.counts(), strict=True)
+    _enough({name: np.ones(images, dtype=np.int64) for name, images in counts}, novel, "novel")
+    names, members = split.val or split.base, _members(split.selection)
+    _enough({names[label]: np.bincount(groups) for label, (_, groups) in members.items()}, select, "val")
 
 
 def features(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
     """Return what the network's last linear layer reads, float32 [n, d], on the split's device.
 
-    The network runs as in `population.predict`. Raises MgenbError where a feature is not finite.
+    The network runs as in `population.logits`.
     """
-    found = _features(net, split, state)
-    if not found.isfinite().all():
-        raise MgenbError(f"features of {int((~found.isfinite()).any(1).sum())} of {len(found)} images are not finite")
-    return found
-
-
-def _features(net: nn.Module, split: Split, state: State | None) -> torch.Tensor:
     read: list[torch.Tensor] = []
     hook = net.get_submodule(head_of(net)).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     try:
-        population.predict(net, split, state)
+        population.logits(net, split, state)
     finally:
         hook.remove()
     return torch.cat(read).float()
 
 
 def head_of(net: nn.Module) -> str:
-    """Return the name of the last linear layer. Raises MgenbError for a network without one."""
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise MgenbError("the network has no linear layer; few-shot learning reads what the last one reads")
-    return names[-1]
+    """Return the name of the last linear layer."""
+    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def nearest_prototype(found: torch.Tensor, drawn: Drawn, distance: str = "euclidean") -> torch.Tensor:
+def nearest_prototype(embedded: torch.Tensor, drawn: Drawn, distance: str = "euclidean") -> torch.Tensor:
     """Return whether each query image is nearest to its class's prototype, bool [count, ways, queries], on the CPU.
 
-    found: features, float [n, d]. A prototype is the mean of the support's features. distance: 'euclidean', of which
-    a mean is the natural centre (Snell et al., 2.3); or 'cosine'. Queries at NaN are wrong.
+    embedded: features, float [n, d]. A prototype is the mean of the support's features. distance: 'euclidean', of
+    which a mean is the natural centre (Snell et al., 2.3); or 'cosine'. Where a feature is NaN the query is wrong.
     """
     if choose("distance", distance, DISTANCES) == "cosine":
-        found = functional.normalize(found, dim=1)
-    right = []
-    for support, query in zip(drawn.support.split(AT_ONCE), drawn.query.split(AT_ONCE), strict=True):
-        prototypes, queries = found[support].mean(2), found[query]
-        if distance == "cosine":
-            prototypes = functional.normalize(prototypes, dim=2)
-        # |q - p|^2 without |q|^2, which is the same for all classes
-        scores = torch.einsum("ewqd,epd->ewqp", queries, prototypes) - prototypes.square().sum(2)[:, None, None] / 2
-        truth = torch.arange(query.shape[1], device=query.device)[None, :, None]
-        right.append(population.classes_of(scores) == truth)
-    return torch.cat(right).cpu()
+        embedded = functional.normalize(embedded, dim=1)
+    prototypes, queries = embedded[drawn.support].mean(2), embedded[drawn.query]
+    if distance == "cosine":
+        prototypes = functional.normalize(prototypes, dim=2)
+    # |q - p|^2 without |q|^2, which is the same for all classes
+    scores = torch.einsum("ewqd,epd->ewqp", queries, prototypes) - prototypes.square().sum(2)[:, None, None] / 2
+    return population.classes_of(scores).cpu() == torch.arange(queries.shape[1])[:, None]
 
 
 def by_episode(right: torch.Tensor) -> np.ndarray:
@@ -199,40 +173,23 @@ def accuracy_of(net: nn.Module, split: Split, episodes: Episodes, distance: str 
     population.refuse_test(split)
     drawn = draw(split, episodes)
 
-    def criterion(states: Iterable[State]) -> list[float]:
-        return [_accuracy(_features(net, split, state), drawn, distance) for state in states]
+    def accuracy(state: State) -> float:
+        embedded = features(net, split, state)
+        right = nearest_prototype(embedded, drawn, distance).double().mean().item()
+        return right if embedded.isfinite().all() else math.nan
 
-    return criterion
-
-
-def _accuracy(found: torch.Tensor, drawn: Drawn, distance: str) -> float:
-    if not found.isfinite().all():
-        return math.nan
-    return nearest_prototype(found, drawn, distance).double().mean().item()
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """How to fine-tune on a support set: Adam at `rate` for `steps`, each on all its images, with cross-entropy.
-
-    BatchNorm uses and keeps its running statistics, since a handful of images has none of its own.
-    """
-
-    steps: int = 50
-    rate: float = 0.001
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or not self.rate > 0:
-            raise MgenbError(f"fine-tuning of {self.steps} steps at rate {self.rate}; right is at least 0, and above 0")
+    return lambda states: [accuracy(state) for state in states]
 
 
 def fine_tune(
-    net: nn.Module, split: Split, drawn: Drawn, settings: FineTuning, seed: int, state: State | None = None
+    net: nn.Module, split: Split, drawn: Drawn, steps: int, seed: int, state: State | None = None
 ) -> torch.Tensor:
     """Return whether each query image is right after fine-tuning on its episode, bool [count, ways, queries], CPU.
 
     Every episode starts from the same weights, `state` or the network's own, with a new linear layer of `ways`
-    classes, drawn by `seed` for that episode: the same for all networks that are compared. `net` stays as it is.
+    classes, drawn by `seed` for that episode: the same for all networks that are compared. It takes `steps` of Adam,
+    each on all support images, with cross-entropy; BatchNorm keeps its running statistics, since a handful of images
+    has none of its own. `net` stays as it is.
     """
     scratch, ways = population.quick_copy(net, state), drawn.classes.shape[1]
     name = head_of(scratch)
@@ -245,10 +202,10 @@ def fine_tune(
         for episode, (support, query) in enumerate(zip(drawn.support, drawn.query, strict=True)):
             scratch.load_state_dict(start)
             _draw_head(head, torch_generator(seed, "head", episode))
-            _train(scratch, split.images[support.flatten()], ways, settings)
+            _train(scratch, split.images[support.flatten()], ways, steps)
             with torch.inference_mode():
-                found = population.classes_of(scratch(split.images[query.flatten()]))
-            right.append(found.reshape(query.shape) == torch.arange(ways, device=found.device)[:, None])
+                guessed = population.classes_of(scratch(split.images[query.flatten()]))
+            right.append(guessed.reshape(query.shape) == torch.arange(ways, device=guessed.device)[:, None])
     return torch.stack(right).cpu()
 
 
@@ -260,28 +217,13 @@ def _draw_head(head: nn.Linear, generator: torch.Generator) -> None:
         head.bias.zero_()
 
 
-def _train(net: nn.Module, images: torch.Tensor, ways: int, settings: FineTuning) -> None:
+def _train(net: nn.Module, images: torch.Tensor, ways: int, steps: int) -> None:
     labels = torch.arange(ways, device=images.device).repeat_interleave(len(images) // ways)
-    optimiser = torch.optim.Adam(net.parameters(), lr=settings.rate)
-    for _ in range(settings.steps):
+    optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+    for _ in range(steps):
         optimiser.zero_grad(set_to_none=True)
         functional.cross_entropy(net(images), labels).backward()
         optimiser.step()
-
-
-class ForImageNet(nn.Module):
-    """Make 28 or 32 pixel images what a network for ImageNet expects: 224 pixels, three channels, normalised."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map [n, 1 or 3, h, w] (uint8, or float in [0, 1]) to float32 [n, 3, 224, 224]."""
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
-        x = functional.interpolate(x.expand(-1, 3, -1, -1), 224, mode="bilinear", antialias=True)
-        return (x - self.get_buffer("mean")[:, None, None]) / self.get_buffer("std")[:, None, None]
 
 
 def imagenet_vit(dataset: str) -> tuple[nn.Sequential | None, str]:
@@ -289,12 +231,12 @@ def imagenet_vit(dataset: str) -> tuple[nn.Sequential | None, str]:
 
     `dataset` is the name of the few-shot data. The weights (346 MB) are downloaded into torch's own cache.
     """
+    weights = ViT_B_16_Weights.IMAGENET1K_V1
     try:
-        weights = ViT_B_16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        net = vit_b_16(weights=weights, progress=False)
     except (OSError, RuntimeError) as error:  # no network; a broken download
         why = " ".join(str(error).split())
         return None, f"no ImageNet weights ({why}): the Vision Transformer is the small one trained on base classes"
-    net = vit_b_16()
-    net.load_state_dict(weights)
-    told = SEEN_IN_IMAGENET.get(dataset, "what ImageNet holds of its classes is not known")
-    return nn.Sequential(ForImageNet(), net).eval(), f"ViT-B/16 trained on ImageNet; {dataset}: {told}"
+    seen = SEEN_IN_IMAGENET.get(dataset, "what ImageNet holds of its classes is not known")
+    ready = v2.ToDtype(torch.float32, scale=True), v2.RGB(), weights.transforms(resize_size=224)
+    return nn.Sequential(*ready, net).eval(), f"ViT-B/16 trained on ImageNet; {dataset}: {seen}"

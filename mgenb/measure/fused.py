@@ -88,24 +88,19 @@ def _called(node: fx.node.Argument, modules: Modules) -> nn.Module | None:
 
 def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
     """Return the convolution that a node calls, if only one other node reads it and its padding is in numbers."""
-    found = _called(node, modules)
-    if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(found, nn.Conv2d):
+    module = _called(node, modules)
+    if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(module, nn.Conv2d):
         return None
-    return None if isinstance(found.padding, str) else found
+    return None if isinstance(module.padding, str) else module
 
 
 def conv_relu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    other: torch.Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, other: torch.Tensor | None, *how: Any
 ) -> torch.Tensor:
-    """Return relu(convolution of `x` + bias + other), by one cuDNN kernel on a GPU."""
-    how = (stride, padding, dilation, groups)
+    """Return relu(convolution of `x` + bias + other), by one cuDNN kernel on a GPU.
+
+    how: the convolution's stride, padding, dilation and groups.
+    """
     if not x.is_cuda:
         summed = functional.conv2d(x, weight, bias, *how)
         return functional.relu(summed if other is None else summed + other)

@@ -3,25 +3,25 @@
 One model after the other: stacking them (torch.func.vmap) was slower on a CPU, and no faster on an H100.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mgenb.data import Split
-from mgenb.devices import PRECISIONS, precise
-from mgenb.errors import MgenbError, SealedSplitError, choose
+from mgenb.devices import precise
+from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.measure.fused import fuse
+from mgenb.measure.speed import CPU_BATCH, USUAL, evaluated, fastest, ordered
 from mgenb.store import State
 
 Criterion = Callable[[Iterable[State]], Sequence[float]]  # a number for each state_dict, in order; more is better
 
-# batches that stay in a CPU's cache are up to seven times faster than one large batch
-CPU_BATCH, GPU_BATCH = 128, 2048
+GPU_BATCH = 2048
+MEASURED = 256  # images from which on it pays to know the fastest way
+CLOSE = 3e-4  # of the largest logit; the ways were seen to differ by at most 5e-5
 BATCH_ELEMENTS = 2**29  # of the largest layer for a batch on a GPU
 STOPS = 8  # batches at least, where a pass may end early
 
@@ -31,22 +31,28 @@ def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
+@torch.inference_mode()
 def predict(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
-    """Return the predicted class of each image, int64 [n], on the CPU; -1 where the logits are NaN. See `logits`."""
-    return classes_of(logits(net, split, state))
+    """Return the predicted class of each image, int64 [n], on the CPU; -1 where the logits are NaN.
+
+    The class of the largest of `logits`; on a CPU in the way that `speed.fastest` finds.
+    """
+    if split.images.is_cuda:
+        return classes_of(logits(net, split, state))
+    batch_of, classifier = _plain(net, split)
+    return torch.cat(list(map(classifier(_tensors(net, state)), split.images.split(batch_of(None)))))
 
 
 @torch.inference_mode()
 def logits(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
     """Return the logits of each image, float32 [n, classes], on the CPU.
 
-    With `state` the network computes as if it held those tensors; its own stay as they are.
-    The network runs in eval mode and leaves in the mode in which it came. Raises MgenbError when `state`
-    lacks a tensor of the network, or has another shape.
+    With `state` the network computes as if it held those tensors. It computes in eval mode and in whole float32, and
+    `net` itself stays as it is. Raises MgenbError when `state` lacks a tensor of the network, or has another shape.
     """
-    tensors = _tensors(net, state)
-    with evaluating(net):
-        return torch.cat([_logits(net, tensors, images).cpu() for images, _ in batches(split)])
+    ready, tensors = evaluated(net), _usual(_tensors(net, state))
+    with precise():  # they must not depend on the way in which they are computed
+        return torch.cat([_logits(ready, tensors, images).cpu() for images, _ in batches(split)])
 
 
 def correct(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
@@ -94,35 +100,73 @@ def count(
 
 
 Counter = Callable[[Iterable[State], int | None], list[Count]]
+# (fewest) -> images at once; and state_dict that fits -> (images -> their classes, on their device)
+Prepared = tuple[Callable[[int | None], int], Callable[[State], Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def counter(net: nn.Module, split: Split, precision: str = "float32") -> Counter:
     """Return (states, fewest) -> counts, as `count`; what depends on network and images alone is prepared once."""
-    choose("precision", precision, PRECISIONS)
-    if split.images.is_cuda:
-        return _fused_counter(net, split, precision)
+    batch_of, classifier = (_fused if split.images.is_cuda else _plain)(net, split, precision)
+
+    @torch.inference_mode()
+    def right_with(state: State, size: int, fewest: int | None) -> tuple[torch.Tensor, int]:
+        classes = map(classifier(_tensors(net, state)), split.images.split(size))
+        return _right(classes, split.labels.split(size), len(split), fewest)
 
     def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
         if fewest is not None:
             refuse_test(split)
-        return [_count_one(net, split, state, fewest) for state in states]
+        with precise(precision, fastest=True):
+            right_of_seen = [right_with(state, batch_of(fewest), fewest) for state in states]
+        rights = torch.stack([right for right, _ in right_of_seen]).tolist() if right_of_seen else []
+        return [Count(right, seen, len(split)) for right, (_, seen) in zip(rights, right_of_seen, strict=True)]
 
     return counted
+
+
+def _plain(net: nn.Module, split: Split, precision: str = "float32") -> Prepared:
+    """Return how a CPU classifies: in the way that is fastest there, and into the classes of the usual way.
+
+    Another memory order or batch moves logits by some millionths of the largest, so a batch in which that could change
+    a class is computed again as usual.
+    """
+    many = len(split) >= MEASURED and any(tensor.ndim == 4 for tensor in net.state_dict().values())
+    way = last, size = fastest(net, split.images) if many else USUAL
+    ready = evaluated(net)
+
+    def classifier(tensors: State) -> Callable[[torch.Tensor], torch.Tensor]:
+        quick = ordered(tensors, last)
+
+        def classify(images: torch.Tensor) -> torch.Tensor:
+            logits = torch.cat([_logits(ready, quick, part) for part in images.split(size)])
+            if way != USUAL and _close(logits):
+                logits = _logits(ready, ordered(tensors), images)
+            return classes_of(logits)
+
+        return classify
+
+    return lambda fewest: CPU_BATCH, classifier
+
+
+def _close(logits: torch.Tensor) -> bool:
+    """Return whether an image's two largest logits are nearer than `CLOSE` of the batch's largest, or not finite."""
+    first, second = logits.topk(2).values.unbind(-1)
+    return not (first - second).min() > CLOSE * logits.abs().max()
 
 
 def accuracy_on(net: nn.Module, split: Split, precision: str = "float32") -> Criterion:
     """Return the criterion accuracy on `split`, in [0, 1], for what selects; SealedSplitError for the test split."""
     refuse_test(split)
     counted = counter(net, split, precision)
-    return lambda states: [one.right / one.total for one in counted(states, None)]
+    return lambda states: [count.right / count.total for count in counted(states, None)]
 
 
 def scores(name: str, criterion: Criterion, states: Iterable[State], count: int) -> list[float]:
     """Return what a criterion gives `count` state_dicts; MgenbError, by the criterion's name, for another number."""
-    found = [float(value) for value in criterion(states)]
-    if len(found) != count:
-        raise MgenbError(f"{name} gave {len(found)} values for {count} individuals; right is one for each")
-    return found
+    values = [float(value) for value in criterion(states)]
+    if len(values) != count:
+        raise MgenbError(f"{name} gave {len(values)} values for {count} individuals; right is one for each")
+    return values
 
 
 def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.Tensor:
@@ -136,33 +180,25 @@ def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.
     return torch.stack(rows)
 
 
-def _fused_counter(net: nn.Module, split: Split, precision: str) -> Counter:
-    """Return what counts on a GPU one model after the other, each with few passes over memory, in large batches."""
+def _fused(net: nn.Module, split: Split, precision: str = "float32") -> Prepared:
+    """Return how a GPU classifies: in large batches, with few passes over memory."""
     try:
         slim, folded = fuse(net)
     except Exception:  # whatever torch.fx raises for a network that it cannot trace: it is evaluated as it is
-        slim, folded = net, dict
-    last = precision == "tf32"  # tensor cores read channels last
+        slim, folded = evaluated(net), dict
     most = max(1, BATCH_ELEMENTS // _largest(net, split))
 
-    @torch.inference_mode()
-    def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
-        if fewest is not None:
-            refuse_test(split)
-        parts = max(math.ceil(len(split) / most), 1 if fewest is None else STOPS)
-        size = math.ceil(len(split) / parts)  # equal batches: each other size is measured anew
-        images, labels = split.images.split(size), split.labels.split(size)
-        found = []
-        with precise(precision, fastest=True):
-            for state in states:
-                tensors = folded(_tensors(net, state))
-                if last:
-                    tensors = {name: _channels_last(tensor) for name, tensor in tensors.items()}
-                found.append(_right((_logits(slim, tensors, part) for part in images), labels, len(split), fewest))
-        rights = torch.stack([right for right, _ in found]).tolist() if found else []
-        return [Count(right, seen, len(split)) for right, (_, seen) in zip(rights, found, strict=True)]
+    def classifier(state: State) -> Callable[[torch.Tensor], torch.Tensor]:
+        tensors = folded(state)
+        if precision == "tf32":  # tensor cores read channels last
+            tensors = ordered(tensors)
+        return lambda images: classes_of(_logits(slim, tensors, images))
 
-    return counted
+    def batch_of(fewest: int | None) -> int:
+        parts = max(math.ceil(len(split) / most), 1 if fewest is None else STOPS)
+        return math.ceil(len(split) / parts)  # equal batches: each other size is measured anew
+
+    return batch_of, classifier
 
 
 def refuse_test(split: Split) -> None:
@@ -182,38 +218,20 @@ def classes_of(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put every module of `net` in eval mode, in whole float32; each is put back afterwards, after an error too."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with precise():  # predictions must not depend on the way in which they are computed
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def quick_copy(net: nn.Module, state: State | None = None) -> nn.Module:
-    """Return a copy of `net` in eval mode, its weights in the memory order in which the device is fastest.
+    """Return a copy of `net` in eval mode, as `logits` computes with it: on a CPU channels-last.
 
     With `state` it holds those tensors. Raises MgenbError when they do not fit.
     """
-    scratch = copy.deepcopy(net).eval()
-    if state is not None:
-        scratch.load_state_dict(_tensors(net, state))
-    scratch.load_state_dict(_quick(scratch.state_dict()), assign=True)
+    scratch = evaluated(net)
+    tensors = _usual(_tensors(net, state))
+    scratch.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, assign=True)
     return scratch
 
 
-def _quick(tensors: State) -> dict[str, torch.Tensor]:
-    """Return convolutions channels-last on a CPU, where that is mostly faster; the same values."""
-    return {name: _channels_last(t) if t.device.type == "cpu" else t for name, t in tensors.items()}
-
-
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _usual(tensors: State) -> State:
+    """Return the tensors in the memory order that decides what is computed: on a CPU channels-last."""
+    return tensors if any(tensor.is_cuda for tensor in tensors.values()) else ordered(tensors)
 
 
 def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tensor:
@@ -221,29 +239,21 @@ def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tenso
     return logits
 
 
-@torch.inference_mode()
-def _count_one(net: nn.Module, split: Split, state: State, fewest: int | None) -> Count:
-    tensors = _tensors(net, state)
-    with evaluating(net):
-        parts = (_logits(net, tensors, images) for images, _ in batches(split))
-        return tally(parts, (labels for _, labels in batches(split)), len(split), fewest)
-
-
 def tally(
     logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None = None
 ) -> Count:
     """Count right images batch by batch, until it is certain whether `fewest` of `total` are right."""
-    right, seen = _right(logits, labels, total, fewest)
+    right, seen = _right(map(classes_of, logits), labels, total, fewest)
     return Count(int(right), seen, total)
 
 
 def _right(
-    logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None
+    classes: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None
 ) -> tuple[torch.Tensor, int]:
     """Return how many images are right, on their device, and of how many; without `fewest` nothing waits for it."""
     right, seen = None, 0
-    for batch, truth in zip(logits, labels, strict=False):
-        here = (classes_of(batch) == truth).sum()
+    for predicted, truth in zip(classes, labels, strict=False):
+        here = (predicted == truth).sum()
         right = here if right is None else right + here
         seen += len(truth)
         if fewest is not None and not int(right) < fewest <= int(right) + total - seen:
@@ -253,39 +263,37 @@ def _right(
 
 def _largest(net: nn.Module, split: Split) -> int:
     """Return how many elements the largest layer reads and writes for one image, by measuring it."""
-    largest = 0
-
-    def measure(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal largest
-        largest = max(largest, sum(t.numel() for t in (*inputs, output)))
-
-    leaves = [module for module in net.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(measure) for module in leaves]
-    try:
-        with evaluating(net), torch.inference_mode():
-            net(split.images[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest
+    sizes: list[int] = []
+    twin = evaluated(net)
+    for module in twin.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda _, inputs, output: sizes.append(sum(t.numel() for t in (*inputs, output)))
+            )
+    with precise(), torch.inference_mode():
+        twin(split.images[:1])
+    return max(sizes)
 
 
 def _tensors(net: nn.Module, state: State | None) -> dict[str, torch.Tensor]:
     """Return the tensors to compute with: those of `state`, checked against the network, or its own."""
     own = net.state_dict()
     if state is None:
-        return _quick(own)
-    check_fits(state, {name: tensor.shape for name, tensor in own.items()})
-    return _quick({name: state[name].to(tensor.device) for name, tensor in own.items()})
+        return own
+    check_fits(state, own)
+    return {name: state[name].to(tensor) for name, tensor in own.items()}
 
 
-def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise MgenbError that names the tensor of a network, of these `shapes`, that a state_dict lacks or has otherwise.
+def check_fits(state: State, network: State, what: str = "the state_dict", where: str = "the network") -> None:
+    """Raise MgenbError that names the first tensor that only one of the two has, or both in different shapes.
 
-    It may have more than that.
+    `what` and `where` name them in the message.
     """
-    for name, shape in shapes.items():
+    for name in {**network, **state}:
         if name not in state:
-            raise MgenbError(f"the state_dict lacks {name!r}, which the network has")
-        if tuple(state[name].shape) != tuple(shape):
-            raise MgenbError(f"{name!r} has shape {tuple(state[name].shape)}; right is {tuple(shape)}")
+            raise MgenbError(f"{what} lacks {name!r}, which {where} has")
+        if name not in network:
+            raise MgenbError(f"{what} has {name!r}, which {where} lacks")
+        if state[name].shape != network[name].shape:
+            shapes = f"{tuple(state[name].shape)}; right is {tuple(network[name].shape)}"
+            raise MgenbError(f"{name!r} has shape {shapes}: {what} does not fit {where}")

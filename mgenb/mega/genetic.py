@@ -18,16 +18,14 @@ from mgenb import store
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
-from mgenb.mega.segment import NORMALISE, is_statistic, learned, provenances
+from mgenb.mega.segment import STATISTICS, check_match, layer_of, learned, mixed, provenances
 from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
 
 Stacked = dict[str, torch.Tensor]  # name -> [individuals, *shape]: tensors of floats alone
+Row = dict[str, Any]  # what is noted of an individual or a generation
 
 VERSION = 1  # raise it when the same merge goes another way: a checkpoint goes on under its own version alone
-GRAINS = ("network", "layer", "weight")
-MUTATIONS = ("weights", "tensors")
-STATISTICS = ("mixed", "mutated", "recomputed")
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,16 @@ class Settings:
     size, generations: N and the number of generations.
     grain: what one alpha (initial population) or beta (crossover) covers: the whole 'network', a 'layer' or a 'weight'.
     with_parents: the initial population holds both parents; else it is all alpha ~ U(0, 1), which never reaches them.
-    winners, entrants: K tournaments of t individuals choose who may be a parent; t is not stated in the paper.
+    winners, entrants: K tournaments of t individuals (or all, where there are fewer) choose who may be a parent; t is
+        not stated in the paper.
     redone: each child has K tournaments of its own, of which the first two winners are used (the author's code);
         else they are held once a generation and each child draws its two parents from the K winners.
     distinct: a child's two parents are never one and the same individual.
     rate, sigma: probability and standard deviation of a mutation; sigma is not stated in the paper.
     mutate: each of the 'weights' with that probability, or whole 'tensors' at once (the author's code).
     relative: sigma is in units of the tensor's own standard deviation in the first parent.
-    statistics: BatchNorm's running statistics are 'mixed'; 'mutated' too, so that variances may turn negative (the
-        author's code); or mixed and then 'recomputed' on training images before each evaluation.
+    statistics: BatchNorm's running statistics are 'mixed', or 'mutated' too, so that variances may turn negative (the
+        author's code). To compute them anew before each evaluation is the matter of `merge`'s fitness.
     evaluate_last: the last offspring are evaluated; in the author's code they are not.
     """
 
@@ -65,10 +64,8 @@ class Settings:
     evaluate_last: bool = True
 
     def __post_init__(self) -> None:
-        demand(self, grain=GRAINS, mutate=MUTATIONS, statistics=STATISTICS, sigma=0.0)
-        demand(self, size=2, generations=1, winners=2, entrants=1)
-        if self.entrants > self.size:
-            raise MgenbError(f"entrants is {self.entrants}; right is at most the size of the population, {self.size}")
+        demand(self, grain=("network", "layer", "weight"), mutate=("weights", "tensors"))
+        demand(self, statistics=("mixed", "mutated"), sigma=0.0, size=2, generations=1, winners=2, entrants=1)
         if not 0 <= self.rate <= 1:
             raise MgenbError(f"rate is {self.rate}; right is a probability, 0 to 1")
 
@@ -111,68 +108,44 @@ class Merged:
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds: evaluated generations, the population that comes next, and the best so far."""
+    """What a checkpoint holds: rows of what was evaluated, as in `Merged`, and the population that comes next.
 
-    rows: list[dict[str, Any]]
-    individuals: list[dict[str, Any]]
-    waiting: Stacked
-    ancestry: list[dict[str, Any]]
-    best: Stacked
-    best_row: dict[str, Any]
+    weights, rows: of its individuals. After the first generation the best so far is their first and not evaluated
+    again; after the last it is alone.
+    """
+
+    history: list[Row]
+    individuals: list[Row]
+    weights: Stacked
+    rows: list[Row]
 
 
 def merge(
-    first: State,
-    second: State,
-    settings: Settings,
-    seed: int,
-    fitness: Criterion,
-    *,
-    recompute: Callable[[State], State] | None = None,
-    checkpoint: Path | None = None,
+    first: State, second: State, settings: Settings, seed: int, fitness: Criterion, *, checkpoint: Path | None = None
 ) -> Merged:
     """Merge two networks by the genetic algorithm of MeGA.
 
     `fitness` gives each state_dict of a generation a number, more is better; with `population.accuracy_on` it is
     accuracy on validation images. An individual whose fitness is not finite is counted and never chosen before one
-    whose is. The best individual goes into the next generation as it is. `recompute` renews a state's BatchNorm
-    statistics and is needed for statistics='recomputed'. With `first` twice, it is a search around one parent.
+    whose is. The best individual goes into the next generation as it is. With `first` twice, it is a search around
+    one parent.
 
     With `checkpoint` the state is written there after each generation, and the same call goes on from it, to the
     identical result. Raises MgenbError for networks that do not match (the key is named), when no individual of the
     first generation has a finite fitness, or when the checkpoint is damaged or another merge's.
     """
     check_match(first, second)
-    if (settings.statistics == "recomputed") != (recompute is not None):
-        raise MgenbError("statistics='recomputed' and the function `recompute` come together: give both or neither")
-    parents = [store.tensor_hash(one, one) for one in (first, second)]
-    key = store.key_of({"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents})
-    breed = _Breeding(first, second, settings, seed)
-    saved = store.load_progress(checkpoint, key, breed.device)
-    progress = _Progress(**saved) if saved else breed.start()
-    for generation in range(len(progress.rows), settings.evaluated):
-        progress = breed.generation(generation, progress, fitness, recompute)
+    parents = [store.tensor_hash(parent, parent) for parent in (first, second)]
+    same = {"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents}
+    key = store.key_of(same | {"fields": list(_Progress.__annotations__)})
+    breeding = _Breeding(first, second, settings, seed)
+    saved = store.load_progress(checkpoint, key, breeding.device)
+    progress = _Progress(**saved) if saved else _Progress([], [], *breeding.initial())
+    while len(progress.history) < settings.evaluated:
+        progress = breeding.generation(progress, fitness)
         store.save_progress(checkpoint, key, vars(progress))
-    state = breed.whole({name: tensor[0] for name, tensor in progress.best.items()})
-    return Merged(
-        recompute(state) if recompute else state, pd.DataFrame(progress.rows), pd.DataFrame(progress.individuals)
-    )
-
-
-def check_match(first: State, second: State) -> None:
-    """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes.
-
-    Networks that normalise their images differently do not match either.
-    """
-    for name in [*first, *second]:
-        if name not in second or name not in first:
-            lacks, has = ("second", "first") if name not in second else ("first", "second")
-            raise MgenbError(f"the {lacks} network lacks {name!r}, which the {has} has: merge networks of one kind")
-        if first[name].shape != second[name].shape:
-            shapes = f"{tuple(first[name].shape)} and {tuple(second[name].shape)}"
-            raise MgenbError(f"{name!r} has shapes {shapes}: merge networks of one kind")
-        if name.startswith(NORMALISE) and not first[name].equal(second[name]):
-            raise MgenbError(f"{name!r} differs: the networks scale their images differently, and cannot be mixed")
+    frames = pd.DataFrame(progress.history), pd.DataFrame(progress.individuals)
+    return Merged(breeding.whole(progress.weights, 0), *frames)
 
 
 class _Breeding:
@@ -180,130 +153,117 @@ class _Breeding:
 
     def __init__(self, first: State, second: State, settings: Settings, seed: int) -> None:
         self.first, self.second, self.settings, self.seed = first, second, settings, seed
-        self.names = learned(first)
-        self.device = first[self.names[0]].device
+        self.device = first[learned(first)[0]].device
 
-    def whole(self, tensors: State) -> State:
-        """Return a state_dict; counters and other whole numbers are the first parent's."""
-        return {**self.first, **tensors}
+    def whole(self, weights: Stacked, place: int) -> State:
+        """Return an individual's state_dict; counters and other whole numbers are the first parent's."""
+        return {**self.first, **{name: tensor[place] for name, tensor in weights.items()}}
 
-    def random(self, *names: str | int) -> torch.Generator:
+    def random(self, *stream: str | int) -> torch.Generator:
         """Return a generator on the device: what is drawn for every weight never passes through the host."""
-        return torch.Generator(self.device).manual_seed(derive(self.seed, *names))
+        return torch.Generator(self.device).manual_seed(derive(self.seed, *stream))
 
-    def shares(self, count: int, *names: str | int) -> Callable[[str], torch.Tensor]:
+    def shares(self, count: int, *stream: str | int) -> Callable[[str], torch.Tensor]:
         """Return tensor's name -> shares in [0, 1] of `count` individuals, as fine as the grain, to broadcast."""
-        grain = self.settings.grain
-        source = self.random(*names)
-
-        def drawn(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-            return torch.rand((count, *shape), generator=generator, device=self.device)
-
-        if grain == "weight":
-            return lambda name: drawn(self.first[name].shape, source)
-        one = drawn((), source)
+        grain, source = self.settings.grain, self.random(*stream)
 
         def share(name: str) -> torch.Tensor:
-            layer = name.rpartition(".")[0]
-            values = one if grain == "network" else drawn((), self.random(*names, layer))
-            return values.view(-1, *[1] * self.first[name].ndim)
+            shape = self.first[name].shape
+            if grain == "weight":
+                return torch.rand((count, *shape), generator=source, device=self.device)
+            again = self.random(*stream, *([layer_of(name)] if grain == "layer" else []))
+            return torch.rand((count, *[1] * len(shape)), generator=again, device=self.device)
 
         return share
 
-    def start(self) -> _Progress:
+    def initial(self) -> tuple[Stacked, list[Row]]:
         """Return the first population, which is still to be evaluated."""
-        s = self.settings
-        share = self.shares(s.size, "initial")
-        waiting = {}
-        for name in self.names:
-            waiting[name] = torch.lerp(self.second[name][None], self.first[name][None], share(name))
-            if s.with_parents:
-                waiting[name][0], waiting[name][1] = self.first[name], self.second[name]
-        origins = ["parent" if s.with_parents and i < 2 else "initial" for i in range(s.size)]
-        return _Progress([], [], waiting, [{"origin": one, "mother": -1, "father": -1} for one in origins], {}, {})
+        size, with_parents = self.settings.size, self.settings.with_parents
+        weights = mixed(self.first, self.second, self.shares(size, "initial"))
+        for name, tensor in weights.items() if with_parents else ():
+            tensor[0], tensor[1] = self.first[name], self.second[name]
+        origins = ["parent" if with_parents and number < 2 else "initial" for number in range(size)]
+        return weights, [_newborn(number, 0, origin, -1, -1) for number, origin in enumerate(origins)]
 
-    def generation(
-        self, generation: int, progress: _Progress, fitness: Criterion, recompute: Callable[[State], State] | None
-    ) -> _Progress:
+    def generation(self, progress: _Progress, fitness: Criterion) -> _Progress:
         """Evaluate the population that waits, and make the next one, if there is to be one."""
-        count = len(progress.ancestry)
-        states = (self.whole({name: progress.waiting[name][i] for name in self.names}) for i in range(count))
-        found = population.scores("fitness", fitness, map(recompute, states) if recompute else states, count)
-        places = provenances(progress.waiting, self.first, self.second)
-        told = enumerate(zip(progress.ancestry, found, places, strict=True), start=len(progress.individuals))
-        new = [{"id": k, "generation": generation, **a, "fitness": f, **asdict(p)} for k, (a, f, p) in told]
-        everyone = [progress.best_row, *new] if progress.best_row else new
-        fittest = max(range(len(everyone)), key=lambda i: _finite(everyone[i]["fitness"]))  # the first of equals
-        best = everyone[fittest]
-        if not math.isfinite(best["fitness"]):
-            raise MgenbError(f"none of the {count} individuals of the first generation has a finite fitness")
-        pool = progress.waiting
-        if progress.best:
-            pool = {name: torch.cat([progress.best[name], pool[name]]) for name in self.names}
-        elite = {name: pool[name][fittest, None].clone() for name in self.names}  # a view would hold everyone
-        row = self.row(generation, progress, new, best)
-        last = generation == self.settings.evaluated - 1
-        waiting, ancestry = ({}, []) if last else self.children(generation, pool, everyone)
-        return _Progress([*progress.rows, row], [*progress.individuals, *new], waiting, ancestry, elite, best)
+        new = [row for row in progress.rows if "fitness" not in row]
+        waiting = {name: tensor[-len(new) :] for name, tensor in progress.weights.items()}
+        states = (self.whole(waiting, place) for place in range(len(new)))
+        values = population.scores("fitness", fitness, states, len(new))
+        for row, value, place in zip(new, values, provenances(waiting, self.first, self.second), strict=True):
+            row.update(fitness=value, **asdict(place))
+        ranks = [row["fitness"] if math.isfinite(row["fitness"]) else -math.inf for row in progress.rows]
+        best = ranks.index(max(ranks))  # the first of equals
+        if ranks[best] == -math.inf:
+            raise MgenbError(f"none of the {len(new)} individuals of the first generation has a finite fitness")
+        history = [*progress.history, _summary(new, progress.rows[best], waiting)]
+        weights, rows = {name: tensor[[best]] for name, tensor in progress.weights.items()}, [progress.rows[best]]
+        if len(history) < self.settings.evaluated:
+            made, children = self.children(progress, ranks)
+            weights = {name: torch.cat([weights[name], made[name]]) for name in made}
+            rows += children
+        return _Progress(history, [*progress.individuals, *new], weights, rows)
 
-    def row(
-        self, generation: int, progress: _Progress, new: list[dict[str, Any]], best: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Return the row of history of an evaluated generation."""
-        finite = [one["fitness"] for one in new if math.isfinite(one["fitness"])]
-        variances = [progress.waiting[name] for name in self.names if name.endswith("running_var")]
-        negative = sum((variance < 0).flatten(1).any(1).int() for variance in variances)
-        return {
-            "generation": generation,
-            "evaluations": len(progress.individuals) + len(new),
-            "best": best["fitness"],
-            "mean": float(np.mean(finite)) if finite else math.nan,
-            "worst": min(finite, default=math.nan),
-            "failed": len(new) - len(finite),
-            "negative_variance": int(torch.as_tensor(negative).bool().sum()),
-            **{name: best[name] for name in ("alpha", "off_segment", "to_first", "to_second")},
-        }
+    def children(self, progress: _Progress, ranks: list[float]) -> tuple[Stacked, list[Row]]:
+        """Return the children of a population that is evaluated."""
+        rows, newest = progress.rows, progress.rows[-1]
+        couples = self.couples(newest["generation"], ranks)
+        mothers, fathers = (torch.tensor(places, device=self.device) for places in zip(*couples, strict=True))
+        share = self.shares(len(couples), "beta", newest["generation"])
+        made = {n: torch.lerp(w[fathers], w[mothers], share(n)) for n, w in progress.weights.items()}
+        self.mutate(newest["generation"], made)
+        first, generation = newest["id"] + 1, newest["generation"] + 1
+        return made, [
+            _newborn(number, generation, "child", rows[mother]["id"], rows[father]["id"])
+            for number, (mother, father) in enumerate(couples, first)
+        ]
 
-    def children(
-        self, generation: int, pool: Stacked, everyone: list[dict[str, Any]]
-    ) -> tuple[Stacked, list[dict[str, Any]]]:
-        """Return the next population but for the best so far, which need not be evaluated again, and its ancestry."""
-        couples = self.couples(generation, [_finite(one["fitness"]) for one in everyone])
-        mothers, fathers = (torch.tensor(one, device=self.device) for one in zip(*couples, strict=True))
-        share = self.shares(len(couples), "beta", generation)
-        made = {name: torch.lerp(pool[name][fathers], pool[name][mothers], share(name)) for name in self.names}
-        self.mutate(generation, made)
-        ids = [one["id"] for one in everyone]
-        return made, [{"origin": "child", "mother": ids[a], "father": ids[b]} for a, b in couples]
-
-    def couples(self, generation: int, fitness: list[float]) -> list[tuple[int, int]]:
-        """Return the two parents of each child, by tournaments."""
-        s, rng = self.settings, numpy_generator(self.seed, "selection", generation)
+    def couples(self, generation: int, ranks: list[float]) -> list[tuple[int, int]]:
+        """Return the places of each child's two parents, by tournaments."""
+        settings, rng = self.settings, numpy_generator(self.seed, "selection", generation)
 
         def winner(without: int = -1) -> int:
-            entrants = [i for i in rng.permutation(len(fitness)) if i != without][: s.entrants]
-            return int(max(entrants, key=lambda i: fitness[i]))
+            entrants = [place for place in rng.permutation(len(ranks)) if place != without][: settings.entrants]
+            return int(max(entrants, key=ranks.__getitem__))
 
-        winners, couples = [winner() for _ in range(s.winners)], []
-        for _ in range(s.size - 1):
-            if s.redone:
-                mother, father = [winner() for _ in range(s.winners)][:2]
-            else:
-                mother, father = (int(one) for one in rng.choice(winners, 2, replace=False))
-            couples.append((mother, winner(without=mother) if s.distinct and mother == father else father))
+        winners, couples = [winner() for _ in range(settings.winners)], []
+        for _ in range(settings.size - 1):
+            if settings.redone:
+                winners = [winner() for _ in range(settings.winners)]
+            mother, father = winners[:2] if settings.redone else rng.choice(winners, 2, replace=False).tolist()
+            couples.append((mother, winner(without=mother) if settings.distinct and mother == father else father))
         return couples
 
     def mutate(self, generation: int, made: Stacked) -> None:
         """Add the mutations to a population, in place."""
-        s, generator = self.settings, self.random("mutation", generation)
+        settings, generator = self.settings, self.random("mutation", generation)
         for name, tensor in made.items():
-            if is_statistic(name) and s.statistics != "mutated":
+            if name.endswith(STATISTICS) and settings.statistics != "mutated":
                 continue
-            scale = self.first[name].std(correction=0) if s.relative else 1.0
-            chances = tensor.shape if s.mutate == "weights" else (len(tensor), *[1] * (tensor.ndim - 1))
-            hit = torch.rand(chances, generator=generator, device=self.device) < s.rate
-            tensor += hit * torch.randn(tensor.shape, generator=generator, device=self.device) * (s.sigma * scale)
+            scale = self.first[name].std(correction=0) if settings.relative else 1.0
+            chances = tensor.shape if settings.mutate == "weights" else (len(tensor), *[1] * (tensor.ndim - 1))
+            hit = torch.rand(chances, generator=generator, device=self.device) < settings.rate
+            noise = torch.randn(tensor.shape, generator=generator, device=self.device)
+            tensor += hit * noise * (settings.sigma * scale)
 
 
-def _finite(fitness: float) -> float:
-    return fitness if math.isfinite(fitness) else -math.inf
+def _newborn(number: int, generation: int, origin: str, mother: int, father: int) -> Row:
+    return {"id": number, "generation": generation, "origin": origin, "mother": mother, "father": father}
+
+
+def _summary(new: Sequence[Row], best: Row, weights: Stacked) -> Row:
+    """Return the row of history of an evaluated generation: its individuals, the best so far, its weights."""
+    finite = [row["fitness"] for row in new if math.isfinite(row["fitness"])]
+    variances = (tensor for name, tensor in weights.items() if name.endswith("running_var"))
+    negative = sum(((variance < 0).flatten(1).any(1) for variance in variances), torch.tensor(False))
+    return {
+        "generation": new[-1]["generation"],
+        "evaluations": new[-1]["id"] + 1,
+        "best": best["fitness"],
+        "mean": float(np.mean(finite)) if finite else math.nan,
+        "worst": min(finite, default=math.nan),
+        "failed": len(new) - len(finite),
+        "negative_variance": int(negative.sum()),
+        **{name: best[name] for name in ("alpha", "off_segment", "to_first", "to_second")},
+    }

@@ -1,21 +1,21 @@
 """All ways to merge two trained networks, beside MeGA and in its units: evaluations on validation images.
 
-`METHODS` names them. A method takes a `Task` and returns a `Found`; it sees validation images, training images where
+`METHODS` names them. A method takes a `Task` and returns a `Result`; it sees validation images, training images where
 BatchNorm statistics are computed anew, and no others.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mgenb import mega
+from mgenb import mega, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.measure import population
@@ -31,6 +31,7 @@ class Task:
     net: a network of their architecture. train: images on which BatchNorm statistics are computed anew. val: those
     by which is chosen. budget: how many networks may be evaluated on them. size: individuals of MeGA's population.
     keep: the file that a genetic algorithm writes after each generation, and from which the same one goes on.
+    fresh: each network is judged, and returned, with BatchNorm statistics computed anew.
     """
 
     net: nn.Module
@@ -42,6 +43,7 @@ class Task:
     seed: int
     size: int = 20
     keep: Path | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         mega.check_match(self.first, self.second)
@@ -54,9 +56,13 @@ class Task:
         """Return the state with its BatchNorm statistics computed anew on the training images."""
         return align.recalibrate(self.net, state, self.train)
 
+    def judged(self, state: State) -> State:
+        """Return the state as it is judged."""
+        return self.fresh_statistics(state) if self.fresh else state
+
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """What a method ended with: one state_dict, or several that vote by their mean logits (an ensemble).
 
     fitness: accuracy on validation images, in [0, 1]. evaluations: how many networks were evaluated there.
@@ -73,13 +79,33 @@ class Found:
         return mega.provenance(self.states[0], task.first, self.aligned or task.second)
 
 
-Method = Callable[[Task], Found]
+Method = Callable[[Task], Result]
 
 
 def correct(net: nn.Module, split: Split, states: tuple[State, ...]) -> torch.Tensor:
-    """Return which images a found network, or ensemble, has right, bool [n]; a measure for `run.final_test`."""
+    """Return which images a merged network, or ensemble, has right, bool [n]; a measure for `run.final_test`."""
     votes = torch.stack([population.logits(net, split, state) for state in states]).mean(0)
     return population.classes_of(votes) == split.labels.cpu()
+
+
+def compare(task: Task, results: Mapping[str, Result], test: Split) -> pd.DataFrame:
+    """Return a row for each result: accuracies in percent with 95 % intervals, what it cost, and where it lies."""
+
+    def accuracy(split: Split, states: tuple[State, ...]) -> str:
+        right = correct(task.net, split, states)
+        return str(stats.proportion(int(right.sum()), len(right)).times(100))
+
+    rows = {}
+    for name, result in results.items():
+        place, single = result.provenance(task), len(result.states) == 1
+        rows[name] = {
+            "validation (%)": accuracy(task.val, result.states),
+            "test (%)": accuracy(test, result.states),
+            "evaluations": result.evaluations,
+            "alpha": f"{place.alpha:.2f}" if single else "",
+            "provenance": place.label() if single else "two networks",
+        }
+    return pd.DataFrame(rows).T.rename_axis("model")
 
 
 def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
@@ -89,186 +115,153 @@ def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
     the other file, or `net`'s own. Raises MgenbError for a file that cannot be read, and names the key or shape that
     does not fit.
     """
-    found, own = [_read(file) for file in files], net.state_dict()
-    scaling = {name: tensor for name, tensor in own.items() if name.startswith(mega.NORMALISE)}
-    for state in found:
-        scaling |= {name: state[name] for name in scaling if name in state}
-    first, second = (_fitted(file, state, own, scaling) for file, state in zip(files, found, strict=True))
-    return first, second
+    own, read = net.state_dict(), [_read(file) for file in files]
+    known = {**own, **read[0], **read[1]}
+    scaling = {name: known[name] for name in own if name.startswith(mega.NORMALISE)}
+    fitted = []
+    for file, state in zip(files, read, strict=True):
+        if not any(name.startswith(("net.", mega.NORMALISE)) for name in state):
+            state = {**scaling, **{f"net.{name}": tensor for name, tensor in state.items()}}
+        population.check_fits(state, own, str(file), "the architecture with these classes")
+        fitted.append({name: state[name].to(tensor) for name, tensor in own.items()})
+    return fitted[0], fitted[1]
 
 
 def _read(file: Path) -> State:
     try:
-        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        return {str(name): tensor.detach() for name, tensor in found.items()}
-    except Exception as error:  # whatever a damaged zip, pickle or header raises
-        what = "right is safetensors, or what torch.save wrote of a state_dict"
-        raise MgenbError(f"{file} holds no state_dict that can be read; {what}") from error
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        return {str(name): tensor.detach() for name, tensor in state.items()}
+    except Exception as error:  # whatever no file, a damaged zip, pickle or header raises
+        right = "right is safetensors, or what torch.save wrote of one"
+        raise MgenbError(f"{file} is no file that holds a state_dict; {right}") from error
 
 
-def _fitted(file: Path, found: State, own: State, scaling: State) -> State:
-    if not any(name.startswith(("net.", mega.NORMALISE)) for name in found):
-        found = {**scaling, **{f"net.{name}": tensor for name, tensor in found.items()}}
-    for name in [*own, *found]:
-        if name not in found:
-            raise MgenbError(f"{file} lacks {name!r}, which the architecture has")
-        if name not in own:
-            raise MgenbError(f"{file} has {name!r}, which the architecture lacks")
-        if found[name].shape != own[name].shape:
-            shapes = f"{tuple(found[name].shape)}; right is {tuple(own[name].shape)}"
-            raise MgenbError(f"{name!r} of {file} has shape {shapes} for this architecture and these classes")
-    return {name: found[name].to(tensor) for name, tensor in own.items()}
+def _best(task: Task, states: Iterable[State]) -> Result:
+    """Evaluate states one after the other; the first of equals."""
+    score, best, evaluations = population.accuracy_on(task.net, task.val), Result((), -1.0, 0), 0
+    for evaluations, state in enumerate(map(task.judged, states), 1):
+        fitness = score([state])[0]
+        if fitness > best.fitness:
+            best = Result((state,), fitness, evaluations)
+    return replace(best, evaluations=evaluations)
 
 
-class _Judge:
-    """Evaluates states on validation images, counts, and keeps the best: the first of equals."""
-
-    def __init__(self, task: Task) -> None:
-        self.score = population.accuracy_on(task.net, task.val)
-        self.best, self.fitness, self.evaluations = task.first, -1.0, 0
-
-    def __call__(self, state: State) -> float:
-        value = self.score([state])[0]
-        self.evaluations += 1
-        if value > self.fitness:
-            self.fitness, self.best = value, state
-        return value
-
-    @property
-    def found(self) -> Found:
-        return Found((self.best,), self.fitness, self.evaluations)
-
-
-def _best(task: Task, states: Iterable[State]) -> Found:
-    judge = _Judge(task)
-    for state in states:
-        judge(state)
-    return judge.found
-
-
-def parent(task: Task) -> Found:
+def parent(task: Task) -> Result:
     """The better of the two networks."""
     return _best(task, [task.first, task.second])
 
 
-def fresh_parent(task: Task) -> Found:
-    """The better of the two networks, each with fresh BatchNorm statistics: the noise of the last steps is gone."""
-    return _best(task, map(task.fresh_statistics, (task.first, task.second)))
-
-
-def average(task: Task) -> Found:
+def average(task: Task) -> Result:
     """The mean of the weights."""
     return _best(task, [mega.between(task.first, task.second, 0.5)])
 
 
-def line_search(task: Task, fresh: bool = False) -> Found:
-    """The best point of the segment between the two; as many points, both ends among them, as the budget allows.
-
-    fresh: each point is judged with fresh BatchNorm statistics.
-    """
-    points = (mega.between(task.first, task.second, float(a)) for a in np.linspace(1, 0, task.budget))
-    return _best(task, map(task.fresh_statistics, points) if fresh else points)
+def line_search(task: Task) -> Result:
+    """The best point of the segment between the two; as many points, both ends among them, as the budget allows."""
+    alphas = np.linspace(1, 0, task.budget).tolist()
+    return _best(task, (mega.between(task.first, task.second, alpha) for alpha in alphas))
 
 
-def random_search(task: Task) -> Found:
+def random_search(task: Task) -> Result:
     """The best of random combinations, one alpha ~ U(0, 1) for each layer."""
-    rng, names = numpy_generator(task.seed, "random search"), mega.layers(task.first)
-    draws = (rng.random(len(names)).tolist() for _ in range(task.budget))
-    return _best(task, (mega.between(task.first, task.second, dict(zip(names, one, strict=True))) for one in draws))
+    rng, count = numpy_generator(task.seed, "random search"), len(mega.layers(task.first))
+    return _best(task, (_by_layer(task, rng.random(count)) for _ in range(task.budget)))
 
 
-def soup(task: Task) -> Found:
+def _by_layer(task: Task, alphas: np.ndarray) -> State:
+    """Return the combination with one alpha for each layer."""
+    return mega.between(task.first, task.second, dict(zip(mega.layers(task.first), alphas.tolist(), strict=True)))
+
+
+def soup(task: Task) -> Result:
     """A greedy soup (Wortsman et al. 2022): the better network, averaged with the other if that is no worse."""
-    better, both = parent(task), average(task)
-    kept = both if both.fitness >= better.fitness else better
-    return replace(kept, evaluations=better.evaluations + both.evaluations)
+    both, better = average(task), parent(task)
+    kept = max(both, better, key=lambda result: result.fitness)  # the first of equals
+    return replace(kept, evaluations=both.evaluations + better.evaluations)
 
 
-def ensemble(task: Task) -> Found:
+def ensemble(task: Task) -> Result:
     """Both networks, by their mean logits: each prediction costs twice as much."""
     states = task.first, task.second
-    return Found(states, correct(task.net, task.val, states).double().mean().item(), 1)
+    return Result(states, correct(task.net, task.val, states).double().mean().item(), 1)
 
 
-def cma_es(task: Task) -> Found:
+def cma_es(task: Task) -> Result:
     """CMA-ES (Hansen and Ostermeier 2001) over one alpha in [0, 1] for each layer, by the library `cma`."""
     import cma  # slow to load
 
-    names, judge = mega.layers(task.first), _Judge(task)
-    options = {"bounds": [0, 1], "seed": derive(task.seed, "cma") % 2**31 + 1, "verbose": -9}
-    with _numpy_random_kept():
-        evolution = cma.CMAEvolutionStrategy(len(names) * [0.5], 0.25, options)
-        while judge.evaluations + evolution.popsize <= task.budget:
-            points = evolution.ask()
-            alphas = [dict(zip(names, map(float, point), strict=True)) for point in points]
-            evolution.tell(points, [-judge(mega.between(task.first, task.second, one)) for one in alphas])
-    return judge.found
+    score, layers = population.accuracy_on(task.net, task.val), len(mega.layers(task.first))
+    drawn = np.random.RandomState(derive(task.seed, "cma") % 2**31 + 1).randn
+    size = min(task.budget, int(4 + 3 * np.log(layers)))  # cma's own, but for a small budget
+    options = {"bounds": [0, 1], "randn": drawn, "seed": np.nan, "popsize": size, "verbose": -9}
+    evolution = cma.CMAEvolutionStrategy(layers * [0.5], 0.25, options)
+    while evolution.countevals + evolution.popsize <= task.budget:
+        points = evolution.ask()
+        evolution.tell(points, [-accuracy for accuracy in score(_by_layer(task, point) for point in points)])
+    best = evolution.result
+    return Result((_by_layer(task, best.xbest),), -best.fbest, best.evaluations)
 
 
-@contextmanager
-def _numpy_random_kept() -> Iterator[None]:
-    """Put numpy's global random state back: `cma` seeds and uses it."""
-    before = np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
-
-
-def genetic(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Found:
+def genetic(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Result:
     """MeGA by some settings, with the task's size and as many generations as the budget allows."""
     generations = (task.budget - task.size) // (task.size - 1)
     settings = replace(settings, size=task.size, generations=generations + (not settings.evaluate_last))
-    recompute = task.fresh_statistics if settings.statistics == "recomputed" else None
     score = population.accuracy_on(task.net, task.val)
-    merged = mega.merge(task.first, task.second, settings, task.seed, score, recompute=recompute, checkpoint=task.keep)
-    return Found((merged.state,), merged.fitness, merged.evaluations)
+
+    def fitness(states: Iterable[State]) -> Sequence[float]:
+        return score(map(task.judged, states))
+
+    merged = mega.merge(task.first, task.second, settings, task.seed, fitness, checkpoint=task.keep)
+    return Result((task.judged(merged.state),), merged.fitness, merged.evaluations)
 
 
-def alone(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Found:
+def alone(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Result:
     """MeGA's mutations and selection on the better parent alone: local search, nothing is merged.
 
     As many generations as MeGA; the two evaluations that tell which parent is better come on top of the budget.
     """
-    chosen = parent(task)
-    found = genetic(replace(task, first=chosen.states[0], second=chosen.states[0]), settings)
-    return replace(found, evaluations=found.evaluations + chosen.evaluations)
+    better = parent(task)
+    result = genetic(replace(task, first=better.states[0], second=better.states[0]), settings)
+    return replace(result, evaluations=result.evaluations + better.evaluations)
 
 
-def recalibrated(method: Method, task: Task) -> Found:
-    """What the method finds, and then fresh BatchNorm statistics for it."""
-    found = method(task)
-    renewed = _best(task, [task.fresh_statistics(found.states[0])])
-    return replace(renewed, evaluations=found.evaluations + renewed.evaluations)
+def fresh(method: Method, task: Task) -> Result:
+    """The method where each network is judged with fresh BatchNorm statistics: the noise of the last steps is gone."""
+    return method(replace(task, fresh=True))
 
 
-def rebasin(method: Method, task: Task) -> Found:
+def recalibrated(method: Method, task: Task) -> Result:
+    """What the method ends with, and then fresh BatchNorm statistics for it: one more evaluation."""
+    result = method(task)
+    renewed = _best(replace(task, fresh=True), result.states)
+    return replace(renewed, evaluations=result.evaluations + 1)
+
+
+def rebasin(method: Method, task: Task) -> Result:
     """The method on aligned networks: the units of the second in the order that fits the first (Git Re-Basin)."""
     second = align.aligned(task.net, task.first, task.second, task.seed)
     return replace(method(replace(task, second=second)), aligned=second)
 
 
-_PAPER, _FIXED = mega.VARIANTS["paper"], mega.VARIANTS["fixed"]
-_SMALL_SIGMA = replace(_PAPER, sigma=_PAPER.sigma / 10)  # the paper states none; 0.1 is the author's code's
+# MeGA's variants, and a smaller sigma: the paper states none, and 0.1 is the author's code's
+SETTINGS = mega.VARIANTS | {"small-sigma": replace(mega.VARIANTS["paper"], sigma=mega.VARIANTS["paper"].sigma / 10)}
 METHODS: dict[str, Method] = {
     "parent": parent,
-    "parent-bn": fresh_parent,
+    "parent-bn": partial(fresh, parent),
     "average": average,
     "average-bn": partial(recalibrated, average),
     "line": line_search,
-    "line-bn": partial(line_search, fresh=True),
+    "line-bn": partial(fresh, line_search),
     "random": random_search,
     "soup": soup,
     "ensemble": ensemble,
     "cma": cma_es,
     "rebasin": partial(rebasin, average),
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
-    "line-rebasin": partial(rebasin, partial(line_search, fresh=True)),
+    "line-rebasin": partial(rebasin, partial(fresh, line_search)),
     "mega-alone": alone,
-    "mega-alone-fixed": partial(alone, settings=_FIXED),
-    "mega-alone-small-sigma": partial(alone, settings=_SMALL_SIGMA),
+    **{f"mega-alone-{name}": partial(alone, settings=SETTINGS[name]) for name in ("fixed", "small-sigma")},
     "mega": genetic,
-    **{f"mega-{name}": partial(genetic, settings=one) for name, one in mega.VARIANTS.items() if one != _PAPER},
-    "mega-small-sigma": partial(genetic, settings=_SMALL_SIGMA),
-    "mega-rebasin": partial(rebasin, partial(genetic, settings=replace(_FIXED, statistics="recomputed"))),
+    **{f"mega-{name}": partial(genetic, settings=SETTINGS[name]) for name in SETTINGS if name != "paper"},
+    "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=SETTINGS["fixed"]))),
 }

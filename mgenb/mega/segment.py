@@ -1,13 +1,16 @@
 """The segment between two networks: mixtures on it, and where any network lies beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from mgenb.errors import MgenbError
+from mgenb.measure import population
 from mgenb.store import State
 
 NORMALISE = "normalise."  # how nets.build names the layer that scales images
+STATISTICS = ("running_mean", "running_var")  # how BatchNorm names what it has seen
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,25 @@ class Provenance:
 
 def provenance(state: State, first: State, second: State) -> Provenance:
     """Return the provenance coordinates of a network."""
-    stacked = {name: state[name][None] for name in learned(first)}
-    return provenances(stacked, first, second)[0]
+    return provenances({name: state[name][None] for name in learned(first)}, first, second)[0]
+
+
+def provenances(stacked: State, first: State, second: State) -> list[Provenance]:
+    """Return where each individual of a stacked state_dict lies; sums in float64, tensor by tensor."""
+    sums = []
+    for name in (name for name in stacked if not name.endswith(STATISTICS)):
+        edge = (first[name] - second[name]).double().flatten()
+        way = (stacked[name] - second[name]).double().flatten(1)
+        sums.append(torch.stack([(edge @ edge).expand(len(way)), way @ edge, way.square().sum(1)]))
+    length, along, across = sum(sums, torch.zeros(()))
+    if not length.any():
+        return [Provenance(0.0, 0.0, 0.0, 0.0)] * len(length)
+    alpha, to_second = along / length, across / length  # squared distances in units of the edge
+    to_first = to_second - 2 * alpha + 1
+    nearest = alpha.clamp(0, 1)
+    off = to_second - 2 * alpha * nearest + nearest**2
+    columns = [alpha, *(distance.clamp(min=0).sqrt() for distance in (off, to_first, to_second))]
+    return [Provenance(*row) for row in torch.stack(columns, 1).tolist()]
 
 
 def learned(state: State) -> list[str]:
@@ -41,9 +61,14 @@ def learned(state: State) -> list[str]:
     return [name for name, tensor in state.items() if tensor.is_floating_point() and not name.startswith(NORMALISE)]
 
 
+def layer_of(name: str) -> str:
+    """Return the name of the layer that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
 def layers(state: State) -> list[str]:
     """Return the names of the layers that hold something learned, in order; a BatchNorm is a layer of its own."""
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in learned(state)))
+    return list(dict.fromkeys(map(layer_of, learned(state))))
 
 
 def between(first: State, second: State, alpha: float | Mapping[str, float]) -> State:
@@ -52,27 +77,20 @@ def between(first: State, second: State, alpha: float | Mapping[str, float]) -> 
     Counters, and how images are scaled, are the first network's.
     """
     share = alpha if isinstance(alpha, Mapping) else dict.fromkeys(layers(first), alpha)
-    mixed = {n: torch.lerp(second[n], first[n], share[n.rpartition(".")[0]]) for n in learned(first)}
-    return {**first, **mixed}
+    return {**first, **mixed(first, second, lambda name: share[layer_of(name)])}
 
 
-def is_statistic(name: str) -> bool:
-    return name.endswith(("running_mean", "running_var"))
+def mixed(first: State, second: State, share: Callable[[str], float | torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what is learned of both, `share(name)` of the first and the rest of the second."""
+    return {name: torch.lerp(second[name], first[name], share(name)) for name in learned(first)}
 
 
-def provenances(stacked: State, first: State, second: State) -> list[Provenance]:
-    """Return where each individual lies; sums in float64, tensor by tensor."""
-    some = next(iter(stacked.values()))
-    length, along, across = (torch.zeros(n, dtype=torch.float64, device=some.device) for n in (1, len(some), len(some)))
-    for name in (one for one in stacked if not is_statistic(one)):
-        edge = (first[name] - second[name]).double().flatten()
-        way = (stacked[name] - second[name]).double().flatten(1)
-        length, along, across = length + edge @ edge, along + way @ edge, across + way.square().sum(1)
-    if not float(length):
-        return [Provenance(0.0, 0.0, 0.0, 0.0)] * len(across)
-    alpha, to_second = along / length, across / length  # squared distances in units of the edge
-    to_first = to_second - 2 * alpha + 1
-    nearest = alpha.clamp(0, 1)
-    off = to_second - 2 * alpha * nearest + nearest**2
-    columns = [alpha, *(distance.clamp(min=0).sqrt() for distance in (off, to_first, to_second))]
-    return [Provenance(*row) for row in torch.stack(columns, 1).tolist()]
+def check_match(first: State, second: State) -> None:
+    """Raise MgenbError, naming the key, unless both state_dicts have the same tensors in the same shapes.
+
+    Networks that normalise their images differently do not match either.
+    """
+    population.check_fits(second, first, "the second network", "the first network")
+    for name in first:
+        if name.startswith(NORMALISE) and not first[name].equal(second[name]):
+            raise MgenbError(f"{name!r} differs: the networks scale their images differently, and cannot be mixed")

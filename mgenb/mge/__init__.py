@@ -1,14 +1,12 @@
 """MGE (arXiv 2402.17486): models generated from a trained one, accepted by a discriminator, evolved (E-MGE)."""
 
 from mgenb.mge.generator import (
-    DRAWN,
     NOISES,
     SCALES,
     Settings,
     accepts,
     candidate_seed,
     candidates,
-    draw,
     fewest_right,
     generate,
     layer_generator,
@@ -19,4 +17,5 @@ from mgenb.mge.generator import (
     stacks,
     unimportant,
     unstacked,
+    with_noise,
 )

@@ -6,7 +6,6 @@ A try exchanges one layer. What the network computes before that layer is the sa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,22 +20,22 @@ from mgenb.nets import Tracer
 from mgenb.seeds import derive
 from mgenb.store import State
 
-# (state_dict, name of a layer) -> (weight in that layer, fewest right to be accepted) -> images that are right
-Fitness = Callable[[State, str], Callable[[torch.Tensor, int | None], population.Count]]
+# (weight in a layer, fewest right to be accepted) -> images that are right, with that weight; the whole pass for None
+RightWith = Callable[[torch.Tensor, int | None], population.Count]
+Fitness = Callable[[State, str], RightWith]  # (state_dict, name of a layer) -> what judges tries of that layer
 
 
 @dataclass(frozen=True)
 class LayerwiseResult:
-    """What Algorithm 1 ended with: the state_dict, tries spent on each layer, and layers left as they were."""
+    """What Algorithm 1 ended with.
+
+    state: the state_dict. tries: how many were made of each layer. recipe: the seed of the draw that was taken for
+    each layer; a layer that was left as it was is missing. See `replay`.
+    """
 
     state: State
     tries: dict[str, int]
-    kept: tuple[str, ...]
-
-    @property
-    def recipe(self) -> dict[str, int]:
-        """The try that was taken for each layer; layers left as they were are missing. See `replay`."""
-        return {name: attempt for name, attempt in self.tries.items() if name not in self.kept}
+    recipe: dict[str, int]
 
 
 def search(
@@ -57,58 +56,30 @@ def search(
     """
     if tries < 1:
         raise MgenbError(f"tries is {tries}; right is at least 1 (the paper: 100)")
-    state, spent, kept = dict(base), {}, []
     names = frequency.weight_names(base)
+    state, made, recipe = dict(base), {}, {}
     whole = fitness(state, names[0])(base[names[0]], None)
     fewest = fewest_right(whole.right, whole.total, eps)
     for name in names:
         generated, right_with = layers(base[name], settings), fitness(state, name)
         for attempt in range(1, tries + 1):
-            layer = generated(derive(seed, name, attempt))
+            draw = derive(seed, name, attempt)
+            layer, made[name] = generated(draw), attempt
             if right_with(layer, fewest).passes(fewest):
-                state[name] = layer
+                state[name], recipe[name] = layer, draw
                 break
-        else:
-            kept.append(name)
-        spent[name] = attempt
-    return LayerwiseResult(state, spent, tuple(kept))
+    return LayerwiseResult(state, made, recipe)
 
 
-def replay(
-    base: State, settings: Settings, seed: int, recipe: Mapping[str, int], layers: Layers = layer_generator
-) -> State:
+def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: Layers = layer_generator) -> State:
     """Return the state_dict that `search` ended with, from its recipe, without evaluating anything."""
-    made = {name: layers(base[name], settings)(derive(seed, name, attempt)) for name, attempt in recipe.items()}
-    return {**base, **made}
-
-
-def models(
-    net: nn.Module,
-    split: Split,
-    settings: Settings,
-    seeds: Sequence[int],
-    *,
-    layers: Layers = layer_generator,
-    tries: int = 100,
-) -> list[Callable[[], State]]:
-    """Return what makes each model that Algorithm 1 ends with, one a seed: only its recipe is held.
-
-    Searched here, with the images of `split`. Each can be called often and gives the same state_dict.
-    """
-    base, fitness = population.state_of(net), cached(net, split)
-    recipes = [search(base, settings, seed, fitness, layers=layers, tries=tries).recipe for seed in seeds]
-    made = zip(seeds, recipes, strict=True)
-    return [partial(replay, base, settings, seed, recipe, layers) for seed, recipe in made]
+    return {**base, **{name: layers(base[name], settings)(draw) for name, draw in recipe.items()}}
 
 
 def plain(net: nn.Module, split: Split) -> Fitness:
     """Return the fitness that runs the whole network for each try; SealedSplitError for the test split."""
     population.refuse_test(split)
-
-    def at(state: State, name: str) -> Callable[[torch.Tensor, int | None], population.Count]:
-        return lambda weight, fewest: population.count(net, split, [{**state, name: weight}])[0]
-
-    return at
+    return lambda state, name: lambda weight, _: population.count(net, split, [{**state, name: weight}])[0]
 
 
 def cached(net: nn.Module, split: Split) -> Fitness:
@@ -123,7 +94,7 @@ def cached(net: nn.Module, split: Split) -> Fitness:
     batches, total = list(population.batches(split)), len(split)
 
     @torch.inference_mode()
-    def at(state: State, name: str) -> Callable[[torch.Tensor, int | None], population.Count]:
+    def at(state: State, name: str) -> RightWith:
         scratch = population.quick_copy(net)  # one for each layer: several may be tried in turn
         scratch.load_state_dict(state)
         part = _Part(scratch, graph=graph)

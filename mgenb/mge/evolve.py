@@ -8,31 +8,28 @@ what they lack of 1 is the base's. Weights are held for the survivors alone.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from mgenb import mge, store
-from mgenb.data import Split
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
-from mgenb.mge import algorithm1, frequency
+from mgenb.mge import frequency
 from mgenb.mge.generator import Layers
 from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
 
 Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry for every weight layer
+Row = dict[str, Any]  # of the history
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 
 VERSION = 1  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
-SHARES = ("uniform", "fitness")
-MEMBERS = ("best", "survivors")  # fields of a checkpoint that hold individuals
 ORIGINS = ("fresh", "mutation", "fusion")
 
 
@@ -43,8 +40,6 @@ class Settings:
     parents, mutations, fusions: n, j and m, individuals that survive and that each generation adds.
     fresh: individuals that are drawn anew in each generation. With mutations = fusions = 0 this is random search.
     gamma: fitness is quality + gamma * additional.
-    share: what a fusion of two takes of the second: 'uniform', drawn from [0, 1]; 'fitness', in proportion to fitness.
-        The paper says weighted average, not which weights.
     """
 
     parents: int = 10
@@ -53,30 +48,24 @@ class Settings:
     generations: int = 100
     gamma: float = 1.0
     fresh: int = 0
-    share: str = "uniform"
 
     def __post_init__(self) -> None:
-        demand(self, share=SHARES, parents=1, mutations=0, fusions=0, fresh=0, generations=0)
-        if self.fusions and self.parents < 2:
-            raise MgenbError(f"parents is {self.parents} with {self.fusions} fusions; right is at least 2")
-        if not math.isfinite(self.gamma):
-            raise MgenbError(f"gamma is {self.gamma}; right is a number")
-
-    @property
-    def children(self) -> int:
-        """How many individuals each generation evaluates."""
-        return self.mutations + self.fusions + self.fresh
+        demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
 
 
 @dataclass(frozen=True)
 class Individual:
-    """One member of a population, evaluated: what makes it, how it came about, and the two parts of its fitness."""
+    """One member of a population: what makes it, how it came about, and the two parts of its fitness, once evaluated.
+
+    make: its weight layers, all in which individuals differ, while it can be a parent; afterwards see `replay`.
+    """
 
     recipe: Recipe
     origin: str
-    quality: float
-    additional: float
-    fitness: float
+    quality: float = math.nan
+    additional: float = math.nan
+    fitness: float = math.nan
+    make: Callable[[], State] = field(default=dict, compare=False, repr=False)
 
     @property
     def draws(self) -> float:
@@ -98,36 +87,6 @@ class Evolution:
     survivors: list[Individual]
 
 
-@dataclass(frozen=True)
-class _Child:
-    recipe: Recipe
-    origin: str
-    make: Callable[[], State]  # its weight layers, all in which individuals differ
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint holds; `states` are the survivors' weight layers, in their order."""
-
-    rows: list[dict[str, Any]]
-    best: list[Individual]
-    survivors: list[Individual]
-    states: list[State]
-
-
-def algorithm_1(
-    net: nn.Module, split: Split, generate: mge.Settings, *, layers: Layers = mge.layer_generator, tries: int = 100
-) -> First:
-    """Return the `first` whose individuals the discriminator accepts on `split`: layer by layer, see `layerwise`."""
-    base, fitness = population.state_of(net), algorithm1.cached(net, split)
-
-    def first(seed: int) -> dict[str, int]:
-        found = algorithm1.search(base, generate, seed, fitness, layers=layers, tries=tries)
-        return {name: derive(seed, name, attempt) for name, attempt in found.recipe.items()}
-
-    return first
-
-
 def evolve(
     base: State,
     generate: mge.Settings,
@@ -142,7 +101,7 @@ def evolve(
 ) -> Evolution:
     """Evolve a population of models that are generated from `base`: E-MGE.
 
-    The first population is drawn by `first`, with all layers at once or by `algorithm_1`. Each generation then adds
+    The first population is drawn by `first`, with all layers at once or, say, by Algorithm 1. Each generation then adds
     mutants (parents in turn, one layer drawn anew), fusions (two parents at random, averaged) and fresh individuals,
     made like the first ones; the fittest survive, older ones first among equals. An individual whose fitness is not
     finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with plain noise.
@@ -156,18 +115,17 @@ def evolve(
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
     breed = _Breeding(base, generate, settings, seed, first, layers)
     key = _key(base, generate, settings, seed, layers)
-    progress = _Progress([], [], [], [])
-    if saved := store.load_progress(checkpoint, key, next(iter(base.values())).device):
-        members = {name: [Individual(**one) for one in saved[name]] for name in MEMBERS}
-        progress = _Progress(**{**saved, **members})
-    for generation in range(len(progress.rows), settings.generations + 1):
-        children = breed.children(generation, progress)
-        found = breed.evaluated(children, quality, additional)
-        progress = _select(progress, children, found, settings)
-        if checkpoint is not None:
-            plain = {name: [asdict(one) for one in getattr(progress, name)] for name in MEMBERS}
-            store.save_progress(checkpoint, key, {**vars(progress), **plain})
-    return Evolution(pd.DataFrame(progress.rows), progress.best, progress.survivors)
+    rows, best, parents = _restored(store.load_progress(checkpoint, key, next(iter(base.values())).device))
+    for generation in range(len(rows), settings.generations + 1):
+        children = breed.evaluated(breed.children(generation, parents), quality, additional)
+        parents = _fittest([*parents, *children], settings.parents)
+        if not parents:
+            raise MgenbError(f"generation {generation} is empty: none of {len(children)} has a finite fitness")
+        rows.append(_row(rows, children, parents))
+        best.append(replace(parents[0], make=dict))
+        progress = {"best": _plain(best), "survivors": _plain(parents), "states": [parent.make() for parent in parents]}
+        store.save_progress(checkpoint, key, {"rows": rows, **progress})
+    return Evolution(pd.DataFrame(rows), best, [replace(parent, make=dict) for parent in parents])
 
 
 def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers = mge.layer_generator) -> State:
@@ -175,7 +133,7 @@ def replay(base: State, generate: mge.Settings, recipe: Recipe, layers: Layers =
     made = {}
     for name, shares in recipe.items():
         draw = layers(base[name], generate)
-        made[name] = sum((share * (draw(one) - base[name]) for one, share in shares.items()), base[name])
+        made[name] = sum((share * (draw(seed) - base[name]) for seed, share in shares.items()), base[name])
     return {**base, **made}
 
 
@@ -187,119 +145,107 @@ class _Breeding:
     ) -> None:
         self.base, self.settings, self.seed = base, settings, seed
         self.draw = {name: layers(base[name], generate) for name in frequency.weight_names(base)}
-        self.first = first or (lambda one: {name: derive(one, name) for name in self.draw})
+        self.first = first or (lambda seed: {name: derive(seed, name) for name in self.draw})
 
-    def children(self, generation: int, progress: _Progress) -> list[_Child]:
+    def children(self, generation: int, parents: Sequence[Individual]) -> list[Individual]:
         """Return the children of a generation; they depend on seed, generation and parents alone."""
-        s, seed = self.settings, derive(self.seed, "generation", generation)
-        if generation == 0:
-            return [self.fresh(derive(seed, "fresh", i)) for i in range(s.parents)]
-        rng = numpy_generator(seed, "choices")
-        made = []
-        for i in range(s.mutations):
+        settings, seed = self.settings, derive(self.seed, "generation", generation)
+        count = settings.fresh if parents else settings.parents
+        fresh = [self.fresh(derive(seed, "fresh", i)) for i in range(count)]
+        if not parents:
+            return fresh
+        rng, mutants = numpy_generator(seed, "choices"), []
+        for i in range(settings.mutations):
             name = str(rng.choice(list(self.draw)))
-            made.append(self.mutant(progress, i % len(progress.survivors), name, derive(seed, "mutation", i)))
-        for _ in range(s.fusions):
-            alive = len(progress.survivors)
-            first, second = (int(one) for one in rng.choice(alive, 2, replace=alive < 2))
-            made.append(self.fusion(progress, first, second, float(rng.random())))
-        return [*made, *(self.fresh(derive(seed, "fresh", i)) for i in range(s.fresh))]
+            mutants.append(self.mutant(parents[i % len(parents)], name, derive(seed, "mutation", i)))
+        fusions = [self.fusion(parents, rng) for _ in range(settings.fusions)]
+        return [*mutants, *fusions, *fresh]
 
-    def fresh(self, seed: int) -> _Child:
-        """An individual drawn from the base."""
-        drawn = self.first(seed)
-        recipe: Recipe = {name: {drawn[name]: 1.0} if name in drawn else {} for name in self.draw}
+    def fresh(self, seed: int) -> Individual:
+        """Return an individual drawn from the base; layers that `first` leaves out stay the base's."""
+        first = self.first(seed)
+        recipe = {name: {first[name]: 1.0} if name in first else {} for name in self.draw}
 
         def make() -> State:
-            return {n: draw(drawn[n]) if n in drawn else self.base[n] for n, draw in self.draw.items()}
+            return {name: draw(first[name]) if name in first else self.base[name] for name, draw in self.draw.items()}
 
-        return _Child(recipe, "fresh", make)
+        return Individual(recipe, "fresh", make=make)
 
-    def mutant(self, progress: _Progress, parent: int, name: str, seed: int) -> _Child:
-        """A parent with the unimportant part of one layer drawn anew."""
-        recipe = {**progress.survivors[parent].recipe, name: {seed: 1.0}}
-        state = progress.states[parent]
-        return _Child(recipe, "mutation", lambda: {**state, name: self.draw[name](seed)})
+    def mutant(self, parent: Individual, name: str, seed: int) -> Individual:
+        """Return a parent with the unimportant part of one layer drawn anew."""
+        recipe = {**parent.recipe, name: {seed: 1.0}}
+        return Individual(recipe, "mutation", make=lambda: {**parent.make(), name: self.draw[name](seed)})
 
-    def fusion(self, progress: _Progress, first: int, second: int, share: float) -> _Child:
-        """The weighted average of two parents; `share` is that of the second."""
-        a, b = progress.survivors[first], progress.survivors[second]
-        if self.settings.share == "fitness":
-            share = _in_proportion(a.fitness, b.fitness)
-        recipe = {name: _mixed(a.recipe[name], b.recipe[name], share) for name in self.draw}
-        one, other = progress.states[first], progress.states[second]
-        # lerp leaves a weight on which both agree as it is, bit for bit
-        return _Child(recipe, "fusion", lambda: {n: torch.lerp(one[n], other[n], share) for n in self.draw})
+    def fusion(self, available: Sequence[Individual], rng: np.random.Generator) -> Individual:
+        """Return the weighted average of two at random of those that are available."""
+        first, second = (available[i] for i in rng.choice(len(available), 2, replace=len(available) < 2))
+        share, (a, b) = float(rng.random()), (first.recipe, second.recipe)
+        recipe = {name: _mixed(a[name], b[name], share) for name in self.draw}
 
-    def evaluated(self, children: Sequence[_Child], quality: Criterion, additional: Criterion) -> list[Individual]:
+        def make() -> State:
+            a, b = first.make(), second.make()
+            # lerp leaves a weight on which both agree as it is, bit for bit
+            return {name: torch.lerp(a[name], b[name], share) for name in self.draw}
+
+        return Individual(recipe, "fusion", make=make)
+
+    def evaluated(self, children: Sequence[Individual], quality: Criterion, additional: Criterion) -> list[Individual]:
         """Return the children with their fitness; criteria make each state when they come to it, one at a time."""
-        gamma, values = self.settings.gamma, []
-        for name, criterion, weight in (("quality", quality, 1.0), ("additional", additional, gamma)):
-            if weight == 0 or not children:
-                values.append([0.0] * len(children))
-                continue
+        gamma, nothing = self.settings.gamma, [0.0] * len(children)
+
+        def scores(name: str, criterion: Criterion) -> list[float]:
             states = ({**self.base, **child.make()} for child in children)
-            values.append(population.scores(name, criterion, states, len(children)))
-        parts = zip(children, *values, strict=True)
-        return [Individual(child.recipe, child.origin, q, a, q + gamma * a) for child, q, a in parts]
+            return population.scores(name, criterion, states, len(children))
 
-
-def _in_proportion(first: float, second: float) -> float:
-    """Return the second's share in proportion to fitness; half where that is no share (negative fitness, 0 + 0)."""
-    total = first + second
-    return second / total if min(first, second) >= 0 and total > 0 else 0.5
+        parts = scores("quality", quality), scores("additional", additional) if gamma else nothing
+        evaluated = zip(children, *parts, strict=True)
+        return [replace(child, quality=q, additional=a, fitness=q + gamma * a) for child, q, a in evaluated]
 
 
 def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict[int, float]:
+    """Return a layer's draws and shares in a fusion; `share` is that of the second."""
     return {seed: (1 - share) * a.get(seed, 0) + share * b.get(seed, 0) for seed in {**a, **b}}
 
 
-def _select(
-    progress: _Progress, children: Sequence[_Child], found: Sequence[Individual], settings: Settings
-) -> _Progress:
-    """Return the next generation: the fittest of parents and children, with a row of history."""
-    everyone = [*progress.survivors, *found]
-    fit = [i for i, one in enumerate(everyone) if math.isfinite(one.fitness)]
-    chosen = sorted(fit, key=lambda i: -everyone[i].fitness)[: settings.parents]
-    if not chosen:
-        raise MgenbError(f"generation {len(progress.rows)} is empty: none of {len(everyone)} has a finite fitness")
-    old = len(progress.survivors)
-    states = [progress.states[i] if i < old else children[i - old].make() for i in chosen]
-    survivors = [everyone[i] for i in chosen]
-    row = _row(progress, found, survivors, newborn=sum(i >= old for i in chosen))
-    return _Progress([*progress.rows, row], [*progress.best, survivors[0]], survivors, states)
+def _held(individual: Individual, state: State) -> Individual:
+    return replace(individual, make=lambda: state)
 
 
-def _row(
-    progress: _Progress, found: Sequence[Individual], survivors: Sequence[Individual], newborn: int
-) -> dict[str, Any]:
-    fitness = [one.fitness for one in survivors]
-    origins = Counter(one.origin for one in survivors)
-    before = progress.rows[-1]["evaluations"] if progress.rows else 0
+def _fittest(everyone: Sequence[Individual], count: int) -> list[Individual]:
+    """Return those of the highest finite fitness, fittest first, the first of equals; their weights are held."""
+    finite = [individual for individual in everyone if math.isfinite(individual.fitness)]
+    chosen = sorted(finite, key=lambda individual: -individual.fitness)[:count]
+    return [_held(individual, individual.make()) for individual in chosen]
+
+
+def _row(before: Sequence[Mapping[str, Any]], children: Sequence[Individual], survivors: Sequence[Individual]) -> Row:
+    """Return the row of history of a generation, from the rows `before` it."""
+    fitness, origins = [survivor.fitness for survivor in survivors], Counter(survivor.origin for survivor in survivors)
     return {
-        "generation": len(progress.rows),
-        "evaluations": before + len(found),
+        "generation": len(before),
+        "evaluations": (before[-1]["evaluations"] if before else 0) + len(children),
         "best": fitness[0],
         "mean": float(np.mean(fitness)),
-        "worst": fitness[-1],
-        "quality": survivors[0].quality,
-        "additional": survivors[0].additional,
-        "draws": survivors[0].draws,
-        "newborn": newborn,
+        **{name: getattr(survivors[0], name) for name in ("quality", "additional", "draws")},
         **{origin: origins[origin] for origin in ORIGINS},
-        "failed": sum(not math.isfinite(one.fitness) for one in found),
+        "failed": sum(not math.isfinite(child.fitness) for child in children),
     }
 
 
 def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, layers: Layers) -> str:
     """Return what a checkpoint must agree on; how many generations may differ."""
-    return store.key_of(
-        {
-            "version": VERSION,
-            "base": store.tensor_hash(base, base),
-            "generate": asdict(generate),
-            "evolve": {**asdict(settings), "generations": None},
-            "seed": seed,
-            "layers": getattr(layers, "__qualname__", repr(layers)),
-        }
-    )
+    about = {"version": VERSION, "base": store.tensor_hash(base, base), "generate": asdict(generate), "seed": seed}
+    about["evolve"] = {**asdict(settings), "generations": None}
+    about["layers"] = getattr(layers, "__qualname__", repr(layers))
+    return store.key_of(about)
+
+
+def _plain(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in vars(individual).items() if name != "make"} for individual in individuals]
+
+
+def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[Individual]]:
+    """Return rows of history, the best of each, and the parents of the next generation; nothing before the first."""
+    saved = saved or {"rows": [], "best": [], "survivors": [], "states": []}
+    best, survivors = ([Individual(**fields) for fields in saved[name]] for name in ("best", "survivors"))
+    return saved["rows"], best, list(map(_held, survivors, saved["states"]))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from mgenb.errors import MgenbError, choose
 from mgenb.seeds import torch_generator
@@ -18,6 +19,7 @@ TRANSFORMS = ("flat", "kernel")
 BANDS = ("low", "mid", "high")
 SELECTIONS = ("energy", "high", "fig7", "random", "magnitude", "largest")
 DOMAINS = ("coefficients", "weights")
+NATURAL = {"energy": "coefficients", "high": "coefficients", "fig7": "weights"}  # domain; the others are for both
 FIG7_SHARE = 0.1  # Fig. 7: ten per cent of a band is set to zero in each layer
 
 
@@ -26,7 +28,7 @@ def weight_names(state: State) -> list[str]:
     return [name for name, tensor in state.items() if tensor.ndim >= 2 and tensor.is_floating_point()]
 
 
-def dct(x: torch.Tensor) -> torch.Tensor:
+def dct(x: Tensor) -> Tensor:
     """Return the orthonormal DCT-II over the last axis, in the dtype and on the device of `x` (float, [..., n]).
 
     Makhoul 1980: one FFT of length n of the even samples followed by the odd ones reversed.
@@ -37,7 +39,7 @@ def dct(x: torch.Tensor) -> torch.Tensor:
     return (torch.fft.fft(v) * twiddle).real * norms
 
 
-def idct(c: torch.Tensor) -> torch.Tensor:
+def idct(c: Tensor) -> Tensor:
     """Return the inverse of `dct` over the last axis (the orthonormal DCT-III)."""
     n = c.shape[-1]
     twiddle, norms = _factors(n, c.dtype, c.device)
@@ -52,17 +54,16 @@ def idct(c: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is kept must also serve a later caller that takes gradients
-def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return Makhoul's twiddle factors (complex [n]) and the orthonormal factors (real [n])."""
     angle = -math.pi / (2 * n) * torch.arange(n, device=device, dtype=torch.float64)
-    like = torch.empty(0, device=device, dtype=dtype)
-    twiddle = torch.polar(torch.ones_like(angle), angle).to(torch.complex(like, like).dtype)
+    twiddle = torch.polar(torch.ones_like(angle), angle).to(dtype.to_complex())
     norms = torch.full((n,), math.sqrt(2 / n), device=device, dtype=dtype)
     norms[0] = math.sqrt(1 / n)
     return twiddle, norms
 
 
-def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | slice:
+def _order(weight: Tensor, transform: str) -> Tensor | slice:
     """Return in which order a transform other than `kernel` reads the elements; MgenbError for an unknown one."""
     kind, _, index = transform.partition(":")
     if kind != "shuffled" or not index.isdigit():
@@ -71,7 +72,7 @@ def _order(weight: torch.Tensor, transform: str) -> torch.Tensor | slice:
     return torch.randperm(weight.numel(), generator=torch_generator(int(index), "order")).to(weight.device)
 
 
-def to_coefficients(weight: torch.Tensor, transform: str) -> torch.Tensor:
+def to_coefficients(weight: Tensor, transform: str) -> Tensor:
     """Return the DCT coefficients of one layer, in the layer's own shape (for `flat`, row after row).
 
     `shuffled:K` is `flat` after reading the elements in the K-th random order: the control for `flat`, whose
@@ -82,7 +83,7 @@ def to_coefficients(weight: torch.Tensor, transform: str) -> torch.Tensor:
     return dct(weight.reshape(-1)[_order(weight, transform)]).reshape(weight.shape)
 
 
-def to_weights(coefficients: torch.Tensor, transform: str) -> torch.Tensor:
+def to_weights(coefficients: Tensor, transform: str) -> Tensor:
     """Return the inverse of `to_coefficients`."""
     if transform == "kernel":
         return idct(idct(coefficients.transpose(-1, -2)).transpose(-1, -2))
@@ -92,12 +93,8 @@ def to_weights(coefficients: torch.Tensor, transform: str) -> torch.Tensor:
 
 
 def change_coefficients(
-    weight: torch.Tensor,
-    mask: torch.Tensor,
-    values: torch.Tensor | float,
-    transform: str,
-    old: torch.Tensor | None = None,
-) -> torch.Tensor:
+    weight: Tensor, mask: Tensor, values: Tensor | float, transform: str, old: Tensor | None = None
+) -> Tensor:
     """Return the layer whose coefficients under `mask` (bool, the layer's shape) become `values`.
 
     Computed as W plus the inverse DCT of the change, so that no change gives back W bit for bit. `old`: the layer's
@@ -108,28 +105,30 @@ def change_coefficients(
     return weight + to_weights(change, transform)
 
 
-def zero_band(weight: torch.Tensor, band: str, count: int, *, transform: str, seed: int) -> torch.Tensor:
+def zero_band(weight: Tensor, band: str, count: int, *, transform: str, seed: int) -> Tensor:
     """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6).
 
     Raises MgenbError when the band has fewer.
     """
-    inside = band_mask(weight.shape, transform, band)
-    mask = random_part(inside, count, torch_generator(seed, "zero band", band)).to(weight.device)
+    return _zero_some(weight, band, count, transform, torch_generator(seed, "zero band", band))
+
+
+def _zero_some(weight: Tensor, band: str, count: int, transform: str, generator: torch.Generator) -> Tensor:
+    mask = random_part(band_mask(weight, transform, band), count, generator)
     return change_coefficients(weight, mask, 0.0, transform)
 
 
-def smallest_band(shape: torch.Size, transform: str) -> int:
-    """Return the size of the smallest band: with at most that many, all bands can be changed by equal counts."""
-    return min(int(band_mask(shape, transform, band).sum()) for band in BANDS)
+def smallest_band(weight: Tensor, transform: str) -> int:
+    """Return the size of a layer's smallest band: up to that many, all bands can be changed by equal counts."""
+    return min(int(band_mask(weight, transform, band).sum()) for band in BANDS)
 
 
-def change_layers(state: State, change: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+def change_layers(state: State, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Return `state` with `change(name, weight)` in place of every weight layer."""
-    layers = {name: change(name, state[name]) for name in weight_names(state)}
-    return {**state, **layers}
+    return {**state, **{name: change(name, state[name]) for name in weight_names(state)}}
 
 
-def frequency_of(shape: torch.Size, transform: str) -> torch.Tensor:
+def frequency_of(shape: torch.Size, transform: str) -> Tensor:
     """Return each coefficient's frequency in [0, 1], float32 in `shape`.
 
     `flat`: the index over the length. `kernel`: the radius sqrt((u² + v²) / 2), u and v in [0, 1] along the axes.
@@ -142,14 +141,17 @@ def frequency_of(shape: torch.Size, transform: str) -> torch.Tensor:
     return radius.expand(shape).contiguous()
 
 
-def band_mask(shape: torch.Size, transform: str, band: str) -> torch.Tensor:
-    """Return which coefficients lie in a third of the frequency range: 'low', 'mid' or 'high' (bool, `shape`)."""
+def band_mask(weight: Tensor, transform: str, band: str) -> Tensor:
+    """Return which coefficients of a layer lie in a third of the frequency range (bool, its shape and device).
+
+    `band` is 'low', 'mid' or 'high'; MgenbError for another one.
+    """
     third = BANDS.index(choose("band", band, BANDS))
-    bands = (frequency_of(shape, transform) * 3).floor().clamp(max=2)
-    return bands == third
+    places = frequency_of(weight.shape, transform).to(weight.device)  # in [0, 1]: what bands are thirds of
+    return (places * 3).floor().clamp(max=2) == third
 
 
-def random_part(mask: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def random_part(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return a mask of `count` positions drawn at random from those set in `mask`; MgenbError if there are fewer."""
     places = mask.reshape(-1).nonzero().squeeze(1)
     if not 0 <= count <= len(places):
@@ -158,23 +160,23 @@ def random_part(mask: torch.Tensor, count: int, generator: torch.Generator) -> t
     return _mask_of(mask.shape, chosen)
 
 
-def _mask_of(shape: torch.Size, places: torch.Tensor) -> torch.Tensor:
+def _mask_of(shape: torch.Size, places: Tensor) -> Tensor:
     mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=places.device)
     mask[places] = True
     return mask.reshape(shape)
 
 
-def smallest(values: torch.Tensor, count: int) -> torch.Tensor:
+def smallest(values: Tensor, count: int) -> Tensor:
     """Return a mask of the `count` smallest magnitudes in `values`."""
     return _mask_of(values.shape, values.abs().reshape(-1).topk(count, largest=False, sorted=False).indices)
 
 
-def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+def largest(values: Tensor, count: int) -> Tensor:
     """Return a mask of the `count` largest magnitudes in `values`."""
     return ~smallest(values, values.numel() - count)
 
 
-def unimportant_count(values: torch.Tensor, energy_share: float) -> int:
+def unimportant_count(values: Tensor, energy_share: float) -> int:
     """Return how many of the smallest `values` lie outside the fewest that hold `energy_share` of the energy.
 
     `energy_share` is the paper's t in [0, 1]; t = 1 returns 0 even where values are 0.
@@ -189,7 +191,7 @@ def unimportant_count(values: torch.Tensor, energy_share: float) -> int:
 
 
 def select(
-    weight: torch.Tensor,
+    weight: Tensor,
     selection: str,
     count: int,
     *,
@@ -197,7 +199,7 @@ def select(
     transform: str = "flat",
     band: str = "mid",
     seed: int = 0,
-) -> torch.Tensor:
+) -> Tensor:
     """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
 
     The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
@@ -209,12 +211,11 @@ def select(
     choose("domain", domain, DOMAINS)
     if not 0 <= count <= weight.numel():
         raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
-    natural = {"energy": "coefficients", "high": "coefficients", "fig7": "weights"}.get(selection, domain)
+    natural = NATURAL.get(selection, domain)
     if domain != natural:
         raise MgenbError(f"selection {selection!r} is about {natural}; set domain={natural!r}")
     if selection == "random":
-        everywhere = torch.ones_like(weight, dtype=torch.bool)
-        return random_part(everywhere, count, torch_generator(seed, "random selection"))
+        return random_part(torch.ones_like(weight, dtype=torch.bool), count, torch_generator(seed, "random selection"))
     if selection == "high":
         order = frequency_of(weight.shape, transform).reshape(-1).argsort(stable=True)
         return _mask_of(weight.shape, order[:count].to(weight.device))
@@ -224,9 +225,7 @@ def select(
     return largest(values, count) if selection == "largest" else smallest(values, count)
 
 
-def fig7_change(weight: torch.Tensor, band: str, transform: str, seed: int) -> torch.Tensor:
+def fig7_change(weight: Tensor, band: str, transform: str, seed: int) -> Tensor:
     """Return by how much each weight changes when a random tenth of `band` is set to zero (Fig. 7)."""
-    inside = band_mask(weight.shape, transform, band)
-    count = round(FIG7_SHARE * int(inside.sum()))
-    mask = random_part(inside, count, torch_generator(seed, "fig7", band)).to(weight.device)
-    return change_coefficients(weight, mask, 0.0, transform) - weight
+    count = round(FIG7_SHARE * int(band_mask(weight, transform, band).sum()))
+    return _zero_some(weight, band, count, transform, torch_generator(seed, "fig7", band)) - weight

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from mgenb.errors import MgenbError, choose, demand
+from mgenb.errors import demand
 from mgenb.mge import frequency
 from mgenb.seeds import derive, torch_generator
 from mgenb.store import State
@@ -25,7 +26,7 @@ STACK_ELEMENTS = 2**27  # weights that are generated at once: half a GiB
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate.
+    """How to generate; raises MgenbError for what is unknown or does not go together.
 
     selection: what is unimportant, one of `frequency.SELECTIONS`; its size is what lies outside the energy
         share `t` (0 to 1) of the layer's DCT coefficients, whatever the selection, so that controls have the
@@ -47,74 +48,53 @@ class Settings:
     band: str = "mid"
 
     def __post_init__(self) -> None:
-        demand(self, selection=frequency.SELECTIONS, domain=frequency.DOMAINS, band=frequency.BANDS)
-        demand(self, noise=NOISES, scale=SCALES, z=0.0)
-        if not 0 <= self.t <= 1:
-            raise MgenbError(f"the energy share t is {self.t}; right is a number from 0 to 1")
+        demand(self, noise=NOISES, scale=SCALES, band=frequency.BANDS, z=(0.0, 1e6), t=(0.0, 1.0))
+        unimportant(torch.eye(2), self, 0)  # selection, domain and transform, before anything is trained
 
 
 # layer_generator or layer_noise: (layer's weight, settings) -> (seed -> that layer, changed)
-Layers = Callable[[torch.Tensor, Settings], Callable[[int], torch.Tensor]]
+Layers = Callable[[Tensor, Settings], Callable[[int], Tensor]]
 
 
-def draw(shape: torch.Size, noise: str, z: float, generator: torch.Generator) -> torch.Tensor:
-    """Return float32 draws of Eq. 1 in `shape`, on the CPU, for one reading of `noise` (see `Settings`)."""
-    return _shaped(_fill(torch.empty(shape), noise, generator), noise, z)
+def unimportant(weight: Tensor, settings: Settings, seed: int) -> Tensor:
+    """Return the mask (bool, the layer's shape) of what `settings` lets the generator redraw."""
+    return _mask(weight, settings, _count(weight, settings), seed)
 
 
-def _fill(values: torch.Tensor, noise: str, generator: torch.Generator) -> torch.Tensor:
-    """Fill `values` in place with the random numbers that `_shaped` makes draws of."""
-    if choose("noise", noise, NOISES) == "truncated":
+def _count(weight: Tensor, settings: Settings) -> int:
+    """Return how many values of a layer are redrawn."""
+    return frequency.unimportant_count(frequency.to_coefficients(weight.cpu(), settings.transform), settings.t)
+
+
+def _mask(weight: Tensor, settings: Settings, count: int, seed: int) -> Tensor:
+    how = {"domain": settings.domain, "transform": settings.transform, "band": settings.band}
+    # chosen on the CPU: of two coefficients that nearly tie, another device could take the other one
+    return frequency.select(weight.cpu(), settings.selection, count, **how, seed=seed).to(weight.device)
+
+
+@torch.inference_mode()  # rows of a stack that is made in inference mode can be filled in it alone
+def _fill(values: Tensor, settings: Settings, seed: int) -> Tensor:
+    """Fill `values` in place, on the CPU, with the random numbers that `_shaped` makes draws of Eq. 1."""
+    generator = torch_generator(seed, "values")
+    if settings.noise == "truncated":
         return values.uniform_(-1, 1, generator=generator)
     return values.normal_(generator=generator)
 
 
-def _shaped(values: torch.Tensor, noise: str, z: float) -> torch.Tensor:
+def _shaped(values: Tensor, noise: str, z: float) -> Tensor:
     if noise == "truncated":
         # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
         return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)
     return z * (values - float(noise == "literal"))
 
 
-def unimportant(weight: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
-    """Return the mask (bool, the layer's shape) of what `settings` lets the generator redraw."""
-    return _mask(weight, settings, _count(weight, settings), seed)
-
-
-def _count(weight: torch.Tensor, settings: Settings) -> int:
-    return frequency.unimportant_count(frequency.to_coefficients(weight.cpu(), settings.transform), settings.t)
-
-
-def _mask(weight: torch.Tensor, settings: Settings, count: int, seed: int) -> torch.Tensor:
-    # chosen on the CPU: of two coefficients that nearly tie, another device could take the other one
-    chosen = frequency.select(
-        weight.cpu(),
-        settings.selection,
-        count,
-        domain=settings.domain,
-        transform=settings.transform,
-        band=settings.band,
-        seed=seed,
-    )
-    return chosen.to(weight.device)
-
-
-def redraw(weight: torch.Tensor, mask: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
-    """Return one layer with the part under `mask` redrawn; on the layer's device, from CPU draws."""
-    return _redrawer(weight, settings)(mask, _raw(weight.shape, settings, seed))
-
-
-def _raw(shape: torch.Size, settings: Settings, seed: int) -> torch.Tensor:
-    return _fill(torch.empty(shape), settings.noise, torch_generator(seed, "values"))
-
-
-def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _redrawer(weight: Tensor, settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     """Return (mask, random numbers) -> the layer redrawn; what is the same for all draws is computed here, once."""
     z = settings.z * (weight.std().item() if settings.scale == "relative" else 1.0)
     old = frequency.to_coefficients(weight, settings.transform) if settings.domain == "coefficients" else weight
 
-    def redrawn(mask: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
-        values = _shaped(raw.to(weight), settings.noise, z)
+    def redrawn(mask: Tensor, raw: Tensor) -> Tensor:
+        values = _shaped(raw.to(weight, non_blocking=True), settings.noise, z)
         if settings.domain == "weights":
             return torch.where(mask, values, weight)
         return frequency.change_coefficients(weight, mask, values, settings.transform, old)
@@ -122,31 +102,46 @@ def _redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tenso
     return redrawn
 
 
-def layer_generator(weight: torch.Tensor, settings: Settings) -> Callable[[int], torch.Tensor]:
+def redraw(weight: Tensor, mask: Tensor, settings: Settings, seed: int) -> Tensor:
+    """Return one layer with the part under `mask` redrawn; on the layer's device, from CPU draws."""
+    return _redrawer(weight, settings)(mask, _fill(torch.empty(weight.shape), settings, seed))
+
+
+def layer_generator(weight: Tensor, settings: Settings) -> Callable[[int], Tensor]:
     """Return seed -> the layer with its unimportant part redrawn.
 
     Its coefficients are computed once, and so is the mask unless the selection itself is drawn: what is left
     for each seed is the draw and one inverse DCT.
     """
     redrawn, count = _redrawer(weight, settings), _count(weight, settings)
-    mask = None if settings.selection in DRAWN else _mask(weight, settings, count, 0)
+    fixed = None if settings.selection in DRAWN else _mask(weight, settings, count, 0)
 
-    def generated(seed: int) -> torch.Tensor:
-        here = _mask(weight, settings, count, derive(seed, "mask")) if mask is None else mask
-        return redrawn(here, _raw(weight.shape, settings, seed))
+    def generated(seed: int) -> Tensor:
+        mask = _mask(weight, settings, count, derive(seed, "mask")) if fixed is None else fixed
+        return redrawn(mask, _fill(torch.empty(weight.shape), settings, seed))
 
     return generated
 
 
-def layer_noise(weight: torch.Tensor, settings: Settings) -> Callable[[int], torch.Tensor]:
-    """Return seed -> the layer plus Gaussian noise of the norm of what `layer_generator` changes: the control."""
-    generated = layer_generator(weight, settings)
-    return lambda seed: _noise(weight, generated(seed), torch_generator(seed, "noise"))
-
-
-def _noise(weight: torch.Tensor, changed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def with_noise(weight: Tensor, norm: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the layer plus Gaussian noise of that Euclidean norm (no dimensions), from CPU draws."""
     noise = torch.randn(weight.shape, generator=generator).to(weight)
-    return weight + noise * (changed - weight).norm() / noise.norm()
+    return weight + noise * norm / noise.norm()
+
+
+def layer_noise(weight: Tensor, settings: Settings) -> Callable[[int], Tensor]:
+    """Return seed -> the layer plus noise of the norm of what `layer_generator` changes: the control."""
+    generated = layer_generator(weight, settings)
+    return lambda seed: with_noise(weight, (generated(seed) - weight).norm(), torch_generator(seed, "noise"))
+
+
+def noise_of_same_norm(base: State, changed: State, seed: int) -> State:
+    """Return `base` plus noise whose norm in each weight layer is that of `changed - base`: the control."""
+
+    def layer(name: str, weight: Tensor) -> Tensor:
+        return with_noise(weight, (changed[name] - weight).norm(), torch_generator(seed, "noise", name))
+
+    return frequency.change_layers(base, layer)
 
 
 def model_generator(base: State, settings: Settings) -> Callable[[int], State]:
@@ -163,6 +158,64 @@ def generate(base: State, settings: Settings, seed: int) -> State:
     return model_generator(base, settings)(seed)
 
 
+def candidate_seed(seed: int, index: int) -> int:
+    """Return the seed of the candidate `index` (0, 1, ...) of the stream `seed`."""
+    return derive(seed, "candidate", index)
+
+
+def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterator[tuple[int, State]]:
+    """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers.
+
+    On a GPU they are made a stack at a time (see `stacks`), but for selections that are drawn themselves.
+    """
+    seeds = [candidate_seed(seed, index) for index in range(count)]
+    if next(iter(base.values())).is_cuda and settings.selection not in DRAWN:
+        made = (layers for stack in stacks(base, settings, seeds) for layers in unstacked(stack))
+        yield from zip(seeds, ({**base, **layers} for layers in made), strict=True)
+    else:
+        yield from zip(seeds, map(model_generator(base, settings), seeds), strict=True)
+
+
+def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
+    """Yield the weight layers that `model_generator` makes for many seeds, stacked: [models, *shape] each.
+
+    One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
+    device is busy with the stack before. For selections that depend on the seed, see `model_generator`.
+    """
+    weights = {name: base[name] for name in frequency.weight_names(base)}
+    redrawn = {}
+    for name, weight in weights.items():
+        layer = partial(_redrawer(weight, settings), unimportant(weight, settings, 0))
+        redrawn[name] = torch.func.vmap(layer, randomness="same")  # a shuffled transform draws its one order
+    size = max(1, STACK_ELEMENTS // sum(weight.numel() for weight in weights.values()))
+    with ThreadPoolExecutor() as threads:
+        drawing = (_draw_ahead(threads, weights, settings, seeds[i : i + size]) for i in range(0, len(seeds), size))
+        ahead = next(drawing, None)
+        while ahead is not None:
+            raw, jobs = ahead
+            for job in jobs:
+                job.result()
+            ahead = next(drawing, None)
+            yield {name: redrawn[name](values) for name, values in raw.items()}
+            if any(values.is_pinned() for values in raw.values()):
+                torch.cuda.synchronize()  # else draws are made, and held, far ahead of the device
+
+
+def _draw_ahead(
+    threads: ThreadPoolExecutor, weights: State, settings: Settings, seeds: Sequence[int]
+) -> tuple[State, list[Future[Tensor]]]:
+    """Start drawing the random numbers of a stack; return where they will be, [models, *shape], and what fills it."""
+    raw = {n: torch.empty((len(seeds), *w.shape), pin_memory=w.is_cuda) for n, w in weights.items()}
+    rows = [(values[row], derive(seed, name)) for name, values in raw.items() for row, seed in enumerate(seeds)]
+    return raw, [threads.submit(_fill, row, settings, seed) for row, seed in rows]
+
+
+def unstacked(stack: State) -> Iterator[State]:
+    """Yield the models of a stack one by one: views of its tensors [models, *shape]."""
+    for layers in zip(*stack.values(), strict=True):
+        yield dict(zip(stack, layers, strict=True))
+
+
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
     """Return the discriminator's decision: better than the base, or closer to it than `eps` (fitness in [0, 1])."""
     # accuracies are fractions whose floats would let in 0.90 beside 0.95, which is not closer than 0.05
@@ -175,82 +228,3 @@ def fewest_right(base_right: int, total: int, eps: float = 0.05) -> int:
     `total` + 1 where even a perfect model is refused (a perfect base, eps = 0).
     """
     return bisect_left(range(total + 1), True, key=lambda right: accepts(right / total, base_right / total, eps))
-
-
-def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterator[tuple[int, State]]:
-    """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers.
-
-    On a GPU they are made a stack at a time (see `stacks`), but for selections that are drawn themselves.
-    """
-    drawn = [candidate_seed(seed, index) for index in range(count)]
-    some = next(iter(base.values()))
-    if some.is_cuda and settings.selection not in DRAWN:
-        made = (one for stack in stacks(base, settings, drawn) for one in unstacked(stack))
-        yield from ((one, {**base, **layers}) for one, layers in zip(drawn, made, strict=True))
-        return
-    generated = model_generator(base, settings)
-    yield from ((one, generated(one)) for one in drawn)
-
-
-def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
-    """Yield the weight layers that `model_generator` makes for many seeds, stacked: [models, *shape] each.
-
-    One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
-    device is busy with the stack before. For selections that depend on the seed, see `model_generator`.
-    """
-    weights = {name: base[name] for name in frequency.weight_names(base)}
-    redrawn = {name: _stack_redrawer(weight, settings) for name, weight in weights.items()}
-    size = max(1, STACK_ELEMENTS // sum(weight.numel() for weight in weights.values()))
-    parts = [seeds[first : first + size] for first in range(0, len(seeds), size)]
-    with ThreadPoolExecutor() as threads:
-        ahead = _draw_ahead(threads, weights, settings, parts[0] if parts else [])
-        for following in [*parts[1:], []] if parts else []:
-            raw = {name: (values, [job.result() for job in jobs])[0] for name, values, jobs in ahead}
-            ahead = _draw_ahead(threads, weights, settings, following)
-            yield {name: redrawn[name](values) for name, values in raw.items()}
-            if any(values.is_pinned() for values in raw.values()):
-                torch.cuda.synchronize()  # else draws are made, and held, far ahead of the device
-
-
-Ahead = list[tuple[str, torch.Tensor, list[Future[torch.Tensor]]]]
-
-
-def _draw_ahead(threads: ThreadPoolExecutor, weights: State, settings: Settings, seeds: Sequence[int]) -> Ahead:
-    """Start drawing the random numbers of a stack: name, where they will be, and what fills it."""
-    ahead: Ahead = []
-    for name, weight in weights.items() if seeds else ():
-        values = torch.empty((len(seeds), *weight.shape), pin_memory=weight.is_cuda)
-        rows = zip(values, seeds, strict=True)
-        jobs = [threads.submit(_fill_row, row, settings, derive(seed, name)) for row, seed in rows]
-        ahead.append((name, values, jobs))
-    return ahead
-
-
-@torch.inference_mode()  # rows of a stack that is made in inference mode can be filled in it alone
-def _fill_row(row: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
-    return _fill(row, settings.noise, torch_generator(seed, "values"))
-
-
-def _stack_redrawer(weight: torch.Tensor, settings: Settings) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return random numbers [models, *shape] -> the layer redrawn by each, [models, *shape]."""
-    redrawn, mask = _redrawer(weight, settings), _mask(weight, settings, _count(weight, settings), 0)
-    each: Callable[[torch.Tensor], torch.Tensor] = torch.func.vmap(partial(redrawn, mask), randomness="same")
-    return lambda values: each(values.to(weight.device, non_blocking=True))
-
-
-def unstacked(stack: State) -> Iterator[State]:
-    """Yield the models of a stack one by one: views of its tensors [models, *shape]."""
-    for layers in zip(*stack.values(), strict=True):
-        yield dict(zip(stack, layers, strict=True))
-
-
-def candidate_seed(seed: int, index: int) -> int:
-    """Return the seed of the candidate `index` (0, 1, ...) of the stream `seed`."""
-    return derive(seed, "candidate", index)
-
-
-def noise_of_same_norm(base: State, changed: State, seed: int) -> State:
-    """Return `base` plus Gaussian noise whose norm in each weight layer is that of `changed - base`: the control."""
-    return frequency.change_layers(
-        base, lambda name, weight: _noise(weight, changed[name], torch_generator(seed, "noise", name))
-    )

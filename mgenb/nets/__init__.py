@@ -1,36 +1,16 @@
 """Networks by name: `build(arch, channels, size, classes)` returns a classifier for uint8 or [0, 1] images."""
 
-from collections import OrderedDict
-from collections.abc import Callable
-
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from mgenb.errors import MgenbError, choose
-from mgenb.nets.alexnet import alexnet
-from mgenb.nets.conv4 import conv4
-from mgenb.nets.googlenet import googlenet
-from mgenb.nets.lenet import lenet
 from mgenb.nets.mega import MEGA
-from mgenb.nets.mobilenet import mobilenet_v2
-from mgenb.nets.resnet import resnet18
-from mgenb.nets.vgg import VGG
-from mgenb.nets.vit import vit
+from mgenb.nets.mge import MGE, chain
 
 SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
 
-ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {  # (channels, classes) -> network
-    "lenet": lenet,
-    "alexnet": alexnet,
-    **VGG,
-    "resnet18": resnet18,
-    "mobilenet_v2": mobilenet_v2,
-    "googlenet": googlenet,
-    "conv4": conv4,
-    "vit": vit,
-    **MEGA,
-}
+ARCHITECTURES = MGE | MEGA  # name -> (channels, classes) -> network
 # part of the key of each trained network: raise one, as in `| {"lenet": 2}`, when `build` gives other weights or logits
 VERSIONS = dict.fromkeys(ARCHITECTURES, 1)
 
@@ -54,11 +34,11 @@ class Normalise(nn.Module):
 
 
 class Tracer(fx.Tracer):
-    """A tracer that keeps `Normalise` whole: what it does depends on the images' dtype and size."""
+    """A tracer that keeps `Normalise` and pooling whole: what they do depends on the images, or on the mode."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module becomes one node of the graph."""
-        return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Normalise | nn.MaxPool2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def build(
@@ -72,14 +52,11 @@ def build(
     """
     choose("architecture", arch, ARCHITECTURES)
     if channels not in (1, 3) or size not in (28, 32) or classes < 2:
-        raise MgenbError(
-            f"{arch} takes 1 or 3 channels, 28 or 32 pixels and at least 2 classes;"
-            f" got {channels} channels, {size} pixels, {classes} classes"
-        )
+        right = "1 or 3 channels, 28 or 32 pixels and at least 2 classes"
+        raise MgenbError(f"{arch} takes {right}; got {channels} channels, {size} pixels, {classes} classes")
     mean = torch.full((channels,), 0.5) if mean is None else mean
     std = torch.full((channels,), 0.25) if std is None else std
-    parts = OrderedDict(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
-    return nn.Sequential(parts)
+    return chain(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
 
 
 def count_parameters(net: nn.Module) -> int:

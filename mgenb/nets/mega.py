@@ -10,13 +10,14 @@ the images where he only divides by 255; where a layer of stride 2 pads an even 
 the first one and Keras after the last one; PyTorch's Adam has eps 1e-8, Keras's 1e-7.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import nn
+
+from mgenb.nets.mge import chain
 
 MOMENTUM, EPS, DENSENET_EPS = 0.01, 1e-3, 1.001e-5
 
@@ -48,16 +49,16 @@ def _as_keras(net: nn.Module, eps: float = EPS) -> nn.Module:
 
 
 def _basic(before: int, width: int, stride: int) -> nn.Sequential:
-    body = OrderedDict(
+    body = chain(
         conv1=nn.Conv2d(before, width, 3, stride, padding=1),
         norm1=nn.BatchNorm2d(width),
         relu=nn.ReLU(),
         conv2=nn.Conv2d(width, width, 3, padding=1),
         norm2=nn.BatchNorm2d(width),
     )
-    projection = OrderedDict(conv=nn.Conv2d(before, width, 1, stride), norm=nn.BatchNorm2d(width))
-    shortcut = nn.Identity() if before == width else nn.Sequential(projection)
-    return nn.Sequential(OrderedDict(sum=Residual(nn.Sequential(body), shortcut), relu=nn.ReLU()))
+    # built where it is not used too: the random numbers of later weights depend on it
+    projection = chain(conv=nn.Conv2d(before, width, 1, stride), norm=nn.BatchNorm2d(width))
+    return chain(sum=Residual(body, nn.Identity() if before == width else projection), relu=nn.ReLU())
 
 
 def _resnet(blocks: tuple[int, int, int], channels: int, classes: int) -> nn.Module:
@@ -66,17 +67,15 @@ def _resnet(blocks: tuple[int, int, int], channels: int, classes: int) -> nn.Mod
     Unlike theirs the convolutions have biases, and where the width changes the shortcut is a 1 x 1 convolution
     of stride 2 with BatchNorm. Depth, counted in 3 x 3 convolutions and the linear layer, is 2 * sum(blocks) + 2.
     """
-    parts: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=nn.Conv2d(channels, 16, 3, padding=1), norm=nn.BatchNorm2d(16), relu=nn.ReLU()
-    )
-    before = 16
+    stem = {"conv": nn.Conv2d(channels, 16, 3, padding=1), "norm": nn.BatchNorm2d(16), "relu": nn.ReLU()}
+    stages, before = {}, 16
     for stage, (count, width) in enumerate(zip(blocks, (16, 32, 64), strict=True), 1):
         widths = [before] + [width] * count
-        chain = [_basic(old, new, 1 if old == new else 2) for old, new in pairwise(widths)]
-        parts[f"stage{stage}"] = nn.Sequential(*chain)
+        basics = [_basic(old, new, 1 if old == new else 2) for old, new in pairwise(widths)]
+        stages[f"stage{stage}"] = nn.Sequential(*basics)
         before = width
     head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(64, classes)}
-    return _as_keras(nn.Sequential(parts | head))
+    return _as_keras(chain(**stem, **stages, **head))
 
 
 def _separable(before: int, width: int) -> list[nn.Module]:
@@ -109,7 +108,7 @@ def _xception(channels: int, classes: int) -> nn.Module:
     entry += [_xception_block((128, 256, 256)), _xception_block((256, 728, 728))]
     middle = [_xception_block((728,) * 4, shrink=False) for _ in range(8)]
     leave = [_xception_block((728, 728, 1024)), *_separable(1024, 1536), nn.ReLU(), *_separable(1536, 2048), nn.ReLU()]
-    parts = OrderedDict(
+    net = chain(
         stem=nn.Sequential(*stem),
         entry=nn.Sequential(*entry),
         middle=nn.Sequential(*middle),
@@ -120,7 +119,7 @@ def _xception(channels: int, classes: int) -> nn.Module:
         relu=nn.ReLU(),
         fc=nn.Linear(1024, classes),
     )
-    return _as_keras(nn.Sequential(parts))
+    return _as_keras(net)
 
 
 def _densenet(blocks: tuple[int, int, int, int], channels: int, classes: int) -> nn.Module:

@@ -18,5 +18,5 @@ def test_the_cached_search_against_the_plain_one(against, arch, n, tries, z, req
         return algorithm1.search(base, mge.Settings(z=z), 0, fitness(net, images), tries=tries)
 
     for cached, plain in against(lambda: search(algorithm1.cached), lambda: search(algorithm1.plain)):
-        assert (cached.tries, cached.kept) == (plain.tries, plain.kept)
+        assert (cached.tries, cached.recipe) == (plain.tries, plain.recipe)
         assert all(cached.state[name].equal(tensor) for name, tensor in plain.state.items())

@@ -27,7 +27,7 @@ def made_up(seed):
     return {f"layer{i}.weight": torch.randn(64, 64, generator=generator) for i in range(3)}
 
 
-def told(folder):
+def logged(folder):
     """Return a fitness; each evaluated generation adds a line to a log."""
 
     def quality(states):
@@ -41,16 +41,17 @@ def told(folder):
 
 def evolved(folder):
     """Evolve by E-MGE; return all that must come out the same."""
-    settings, quality = evolve.Settings(generations=GENERATIONS, gamma=0), told(folder)
-    found = evolve.evolve(made_up(0), mge.Settings(), settings, 0, quality, quality, checkpoint=folder / "checkpoint")
-    return found.history, found.best, found.survivors
+    settings, quality = evolve.Settings(generations=GENERATIONS, gamma=0), logged(folder)
+    file = folder / "checkpoint"
+    evolution = evolve.evolve(made_up(0), mge.Settings(), settings, 0, quality, quality, checkpoint=file)
+    return evolution.history, evolution.best, evolution.survivors
 
 
 def merged(folder):
     """Merge by MeGA; return all that must come out the same."""
     settings = mega.Settings(generations=GENERATIONS)
-    found = mega.merge(made_up(0), made_up(1), settings, 0, told(folder), checkpoint=folder / "checkpoint")
-    return found.history, found.individuals, {name: tensor.tolist() for name, tensor in found.state.items()}
+    result = mega.merge(made_up(0), made_up(1), settings, 0, logged(folder), checkpoint=folder / "checkpoint")
+    return result.history, result.individuals, {name: tensor.tolist() for name, tensor in result.state.items()}
 
 
 def lines(folder):

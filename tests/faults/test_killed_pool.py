@@ -47,6 +47,6 @@ def test_a_killed_pool_goes_on_to_the_same_bytes(tmp_path):
         samples=True,
     )
     resumed, whole = pool.create(plan, path), pool.create(plan, tmp_path / "whole")
-    for name in (pool.HEADER, pool.MANIFEST, pool.BASE, "base.json"):
+    for name in (pool.HEADER, pool.MANIFEST, pool.BASE):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
-    assert resumed.verify(20).same == 20
+    assert resumed.verify(20) == ["same"] * 20

@@ -13,7 +13,7 @@ EPOCHS = 40
 TRAIN = f"""
 from mgenb import data, training
 digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
-training.trained("lenet", digits, epochs={EPOCHS}, seed=5, quiet=True)
+training.trained("lenet", digits, epochs={EPOCHS}, seed=5)
 """
 
 
@@ -38,9 +38,9 @@ def test_a_killed_training_resumes_to_the_same_weights(small, tmp_path, monkeypa
     epochs_run = []
     fit_epoch = training.fit_epoch
     monkeypatch.setattr(training, "fit_epoch", lambda *a: epochs_run.append(1) or fit_epoch(*a))
-    resumed = training.trained("lenet", small, epochs=EPOCHS, seed=5, quiet=True).state_dict()
+    resumed = training.trained("lenet", small, epochs=EPOCHS, seed=5).state_dict()
     assert len(epochs_run) == EPOCHS - done
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "another"))
-    whole = training.trained("lenet", small, epochs=EPOCHS, seed=5, quiet=True).state_dict()
+    whole = training.trained("lenet", small, epochs=EPOCHS, seed=5).state_dict()
     assert len(epochs_run) == 2 * EPOCHS - done
     assert all(whole[name].equal(tensor) for name, tensor in resumed.items())

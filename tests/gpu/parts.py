@@ -83,8 +83,9 @@ def floor(net: nn.Module, split: Split, models: int, kind: str) -> float:
 
 def plain_fit(net: nn.Module, train: Split, recipe: training.Recipe, epochs: int, seed: int) -> None:
     """Train as anybody would write it: images on the card, each kernel launched by itself."""
-    adam, how = recipe.optimiser == "adam", {} if recipe.optimiser == "adam" else {"momentum": recipe.momentum}
-    optimiser = (torch.optim.Adam if adam else torch.optim.SGD)(net.parameters(), lr=recipe.rate, **how)
+    optimiser: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=recipe.rate)
+    if recipe.optimiser == "sgd":
+        optimiser = torch.optim.SGD(net.parameters(), lr=recipe.rate, momentum=recipe.momentum)
     net.train()
     for epoch in range(epochs):
         torch.manual_seed(seed + epoch)
@@ -260,19 +261,19 @@ def merging() -> Iterator[Row]:
     there = dataset("cifar10")
     parents = [base_of("resnet56", "cifar10", "mega-adam-bf16", 2, seed) for seed in (0, 1)]
     images, net = there.val.take(5000, 0), parents[0]
-    both = [population.state_of(one) for one in parents]
+    first, second = (population.state_of(one) for one in parents)
     for one in parents:
         yield "resnet56", "cifar10", "parent, two epochs", 100 * population.accuracy(one, images), "%"
     for precision in ("tf32", "float32"):
 
         def work(precision: str = precision) -> mega.Merged:
-            return mega.merge(*both, mega.Settings(), 0, population.accuracy_on(net, images, precision))
+            return mega.merge(first, second, mega.Settings(), 0, population.accuracy_on(net, images, precision))
 
         took, merged = seconds(work)
         yield "resnet56", "cifar10", f"merge, {merged.evaluations} evaluations, {precision}", took, "s"
         yield "resnet56", "cifar10", f"fitness, {precision}", 100 * merged.fitness, "%"
         yield "resnet56", "cifar10", f"floor, {precision}", floor(net, images, merged.evaluations, precision), "s"
-    took, _ = seconds(plain_count, net, images, [both[0]] * 10)
+    took, _ = seconds(plain_count, net, images, [first] * 10)
     yield "resnet56", "cifar10", "plain, for 400 evaluations, from 10", 40 * took, "s"
 
 

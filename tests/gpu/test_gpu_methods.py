@@ -18,9 +18,9 @@ def pair(lenet, digits):
 def test_a_merge_repeats_and_its_winner_is_as_fit_as_it_says(pair, lenet):
     first, second, images = pair
     net, there = lenet.cuda(), images.to("cuda")
-    both = [{name: tensor.cuda() for name, tensor in state.items()} for state in (first, second)]
+    first, second = ({name: tensor.cuda() for name, tensor in state.items()} for state in (first, second))
     settings = mega.Settings(size=6, generations=4)
-    once, again = (mega.merge(*both, settings, 0, population.accuracy_on(net, there)) for _ in range(2))
+    once, again = (mega.merge(first, second, settings, 0, population.accuracy_on(net, there)) for _ in range(2))
     assert once.individuals.equals(again.individuals)
     found = population.count(net, there, [once.state])[0]
     assert once.fitness == pytest.approx(found.right / found.total, abs=0.01)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mgenb import training
+from mgenb import store, training
 from mgenb.steps import Step
 
 ARCHITECTURES = ("lenet", "resnet8")
@@ -24,7 +24,7 @@ def drawn(arch, digits, seed=0):
 def both_ways(net, images, recipe):
     """A captured step of `net`, and of a copy of it one whose kernels are launched by themselves."""
     step, other = training._step(net, images, recipe), copy.deepcopy(net)
-    assert step.captured
+    assert step.graph is not None
     optimiser = training._optimiser(other, recipe, images.images.device)
     return step, Step(other, images, optimiser, recipe.batch, recipe.precision)
 
@@ -63,22 +63,28 @@ def test_a_capture_changes_nothing_that_is_trained(digits, images):
     net = training.fresh("resnet8", digits.to("cuda"), 0)
     before = copy.deepcopy(net.state_dict())
     step = training._step(net, images, training.RECIPES["mega-adam"])
-    assert step.captured
+    assert step.graph is not None
     assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
     assert all(not tensor.any() for state in step.optimiser.state.values() for tensor in state.values())
 
 
-def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path):
+def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path, monkeypatch):
     recipe = training.RECIPES["one-cycle"]
     whole, cut = drawn("lenet", digits), drawn("lenet", digits)
     losses = training.fit(whole, images, recipe, epochs=4, seed=0)
 
-    def stop(epoch, loss):
-        if epoch == 2:
+    keep, kept = store.save_progress, []
+
+    def stop(*what):
+        keep(*what)
+        kept.append(what)
+        if len(kept) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(store, "save_progress", stop)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(cut, images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c", progress=stop)
+        training.fit(cut, images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c")
+    monkeypatch.setattr(store, "save_progress", keep)
     resumed = training.fit(drawn("lenet", digits, 9), images, recipe, epochs=4, seed=0, checkpoint=tmp_path / "c")
     assert resumed == pytest.approx(losses, rel=1e-3)
 

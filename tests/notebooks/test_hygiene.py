@@ -93,7 +93,7 @@ def test_every_setting_of_a_profile_is_a_parameter_and_is_handed_on(path):
     defaults = catalog.find(path.stem).defaults("quick")
     declared = papermill.inspect_notebook(path)
     own = [*defaults, *(["networks_file"] if "networks" in defaults else [])]
-    assert {"profile", "seed", "device", *own} == declared.keys()
+    assert {"profile", *parameters.COMMON, *own} == declared.keys()
     source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
     started = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and is_start(node.func)]
     assert [{word.arg: ast.unparse(word.value) for word in node.keywords} for node in started] == [
@@ -176,4 +176,4 @@ def test_every_drawing_is_shown_with_alt_text_and_is_opaque() -> None:
     for file in shown:
         with Image.open(file) as image:
             assert image.width >= 1500
-            assert image.convert("RGBA").getextrema()[3] == (255, 255), file.name
+            assert image.convert("RGBA").getchannel("A").getextrema() == (255, 255), file.name

@@ -24,6 +24,13 @@ def ask(url: str, body: bytes | None = None) -> dict:
         return json.load(answer)
 
 
+def answers(address: str) -> bool:
+    try:
+        return bool(ask(f"{address}/api"))
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def lab(tmp_path):
     """A small checkout on which the command of `make lab` is running; yields its folder and the server's address."""
@@ -44,8 +51,12 @@ def lab(tmp_path):
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([*shlex.split(line), *options], cwd=tmp_path, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (found := re.search(r"(http://localhost:\d+)/lab", (tmp_path / "log").read_text())):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        while not answers(found[1]):  # it tells its address before it listens there
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -17,7 +17,8 @@ ALLOWED = 0.2  # percent points: two images in a thousand
 
 def run(stem: str, profile: str, out: Path, folder: Path | None = None) -> None:
     notebook = catalog.find(stem)
-    job = execute.Job(notebook, execute.path_of(notebook), {"profile": profile}, out, folder)
+    given = {catalog.ANALYSE: str(folder)} if folder else {}
+    job = execute.Job(notebook, execute.path_of(notebook), {"profile": profile}, out, given)
     outcome = execute.execute(job)
     assert not outcome.error, outcome.line
 

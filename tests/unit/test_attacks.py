@@ -14,11 +14,11 @@ from mgenb import nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.measure import attacks, population
-from mgenb.measure.attacks import CW, FGSM, PGD, craft
+from mgenb.measure.attacks import CW, FGSM, PGD, Attack, craft
 
 QUICK = CW(searches=3, iterations=30, rate=0.25)
 SHORT = CW(searches=2, iterations=8, rate=0.4)  # where it need not be good
-ATTACKS = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
+ATTACKS: list[Attack] = [FGSM(0.1), PGD(0.1, steps=4), SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_adversarial_images_are_images_and_change_what_the_network_sees(lenet, s
     assert again.equal(adversarial)
 
 
-@pytest.mark.parametrize("attack", [FGSM(0.0), PGD(0.0, steps=3), PGD(0.0, steps=3, step=0.1)])
+@pytest.mark.parametrize("attack", [FGSM(0.0), PGD(0.0, steps=3)])
 def test_an_eps_of_0_changes_nothing(lenet, seen, attack):
     images, labels, targets = seen
     assert craft(lenet, images, labels, attack).equal(images.float() / 255)
@@ -116,8 +116,8 @@ def test_cw_agrees_with_foolbox(lenet, seen, targeted):
     model = foolbox.PyTorchModel(population.quick_copy(lenet), bounds=(0, 1), device="cpu")
     criteria = foolbox.criteria
     goal = criteria.TargetedMisclassification(targets) if targeted else criteria.Misclassification(labels)
-    steps = {"binary_search_steps": 4, "steps": 40, "stepsize": 0.25, "initial_const": 1.0}
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(**steps, abort_early=False)(model, x, goal, epsilons=None)[1]
+    rival = foolbox.attacks.L2CarliniWagnerAttack(4, 40, 0.25, initial_const=1.0, abort_early=False)
+    theirs = rival(model, x, goal, epsilons=None)[1]
     success, distances = [], []
     for one in (ours, theirs):
         reached = predict(lenet, one) == targets if targeted else predict(lenet, one) != labels
@@ -329,14 +329,13 @@ def test_right_under_an_attack_on_itself_and_on_another(lenet, small):
     [
         (lambda: FGSM(-0.1), "eps of FGSM is -0.1; right is a number of at least 0"),
         (lambda: FGSM(float("nan")), "eps of FGSM is nan"),
-        (lambda: FGSM("0.1"), "eps of FGSM is '0.1'"),
+        (lambda: FGSM("0.1"), "eps of FGSM is '0.1'"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, steps=0), "steps of PGD is 0; right is a whole number of at least 1"),
-        (lambda: PGD(0.1, steps=2.5), "steps of PGD is 2.5"),
-        (lambda: PGD(0.1, step=float("inf")), "step of PGD is inf"),
+        (lambda: PGD(0.1, steps=2.5), "steps of PGD is 2.5"),  # type: ignore[arg-type]
+        (lambda: PGD(float("inf")), "eps of PGD is inf"),
         (lambda: CW(-1.0), "kappa of CW is -1.0"),
         (lambda: CW(searches=True), "searches of CW is True"),
         (lambda: CW(rate=0.0), "rate of CW is 0.0"),
-        (lambda: CW(first_c=-1.0), "first_c of CW is -1.0"),
     ],
 )
 def test_an_attack_of_wrong_numbers_is_refused(make, message):
@@ -347,21 +346,21 @@ def test_an_attack_of_wrong_numbers_is_refused(make, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": torch.full((2, 1, 28, 28), 1.5)}, "images run from 1.5 to 1.5; right is uint8, or floats in"),
-        ({"images": torch.full((2, 1, 28, 28), -0.1)}, "images run from -0.1 to -0.1"),
-        ({"images": torch.full((2, 1, 28, 28), float("nan"))}, "images run from nan to nan"),
-        ({"images": torch.zeros(2, 1, 28, 28).long()}, r"images are torch\.int64"),
-        ({"images": torch.zeros(1, 28, 28)}, r"images have shape \(1, 28, 28\)"),
+        ({"images": torch.full((2, 1, 28, 28), 1.5)}, "from 1.5 to 1.5; right is .* of uint8 or of floats in"),
+        ({"images": torch.full((2, 1, 28, 28), -0.1)}, "images are .* from -0.1 to -0.1"),
+        ({"images": torch.full((2, 1, 28, 28), float("nan"))}, "images are .* from nan to nan"),
+        ({"images": torch.full((2, 1, 28, 28), 255)}, r"images are torch\.int64 .* from 255 to 255"),
+        ({"images": torch.zeros(1, 28, 28)}, r"images are torch\.float32 \[1, 28, 28\]"),
         ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0).long()}, "n at least 1"),
         (
             {"labels": torch.tensor([1, 2, 3])},
-            r"labels are torch\.int64 \[3\]; right is one whole number for each of 2",
+            r"labels are torch\.int64 \[3\] from 1 to 3; right is a whole number from 0 to 9 for each of 2",
         ),
         ({"labels": torch.tensor([1.0, 2.0])}, r"labels are torch\.float32"),
-        ({"labels": torch.tensor([1, 10])}, "labels run from 1 to 10; right is 0 to 9"),
-        ({"labels": torch.tensor([-1, 1])}, "labels run from -1 to 1"),
+        ({"labels": torch.tensor([1, 10])}, "labels are .* from 1 to 10; right is a whole number from 0 to 9"),
+        ({"labels": torch.tensor([-1, 1])}, "labels are .* from -1 to 1"),
         ({"targets": torch.tensor([3])}, r"targets are torch\.int64 \[1\]"),
-        ({"targets": torch.tensor([3, 11])}, "targets run from 3 to 11"),
+        ({"targets": torch.tensor([3, 11])}, "targets are .* from 3 to 11"),
         ({"targets": torch.tensor([3, 2])}, "target 1 is the label of that image; right is another class"),
     ],
 )
@@ -381,9 +380,6 @@ def test_a_network_that_gives_no_gradient_is_refused(lenet):
 
     broken = {**population.state_of(lenet), "net.conv3.bias": torch.full((120,), float("nan"))}
     for function in (functools.partial(craft, attack=FGSM(0.1)), attacks.zero_gradients):
-        with pytest.raises(MgenbError, match="logits have no gradient by its input"):
-            function(Detached(nn.Flatten(), nn.Linear(784, 10)), images, labels)
-        with pytest.raises(MgenbError, match="has no parameters"):
-            function(nn.Flatten(), images, labels)
-        with pytest.raises(MgenbError, match=r"'net\.conv3\.bias' of the network holds NaN or infinite values"):
-            function(lenet, images, labels, state=broken)
+        for net, state in ((Detached(nn.Flatten(), nn.Linear(784, 10)), None), (lenet, broken)):
+            with pytest.raises(MgenbError, match="logits are not finite, or have no gradient by its input"):
+                function(net, images, labels, state=state)

@@ -1,11 +1,11 @@
 """The command line: what it refuses before it starts anything, what it prints, and its exit codes."""
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -69,9 +69,10 @@ def call(capsys, monkeypatch):
 def test_help_answers_within_a_second():
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-m", "mgenb.cli", "--help"], capture_output=True)
-        seconds.append(time.perf_counter() - began)
+        after = os.times()  # the processor's time: that of the clock hangs on what else runs
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
         assert done.returncode == 0
     assert statistics.median(seconds) < 1
 
@@ -97,13 +98,15 @@ def test_every_command_shows_an_example(call, command):
         (["run", "11", "-p", "finish=1"], "finish is '1'; right is true or false"),
         (["run", "05", "-p", "networks=lenet/mnst"], "unknown network 'lenet/mnst'; did you mean 'lenet/mnist'?"),
         (["run", "08", "-p", "kappas=0, x"], "kappas is '0, x'; right is a list of numbers of at least 0"),
-        (["run", "03", "-p", "profile=cpu"], "--profile cpu"),
+        (["run", "03", "-p", "profile=cpu"], "given by --profile alone"),
         (["run", "03", "-p", "seed"], "'seed' is not name=value"),
         (["run", "03", "-p", "seed=1", "-p", "seed=2"], "given twice"),
+        (["run", "03", "--jobs", "two"], "jobs is 'two'; right is a whole number of at least 1"),
+        (["run", "03", "--scheduler", "here"], "the scheduler is 'here'; right is an address"),
+        (["run", "03", "--jobs", "2", "--scheduler", "tcp://here:1"], "right is one of the two"),
         (["run", "03", "--profile", "quik"], "unknown profile 'quik'; did you mean 'quick'?"),
         (["run", "03_importance_mas"], "did you mean '03_importance_mask'?"),
         (["run", "03", "--out", "notebooks"], "would be overwritten"),
-        (["run", "03", "--out", "pyproject.toml"], "is a file"),
         (["run", "all"], "00_start_here.ipynb is missing"),
         (["refresh", "03", "--profile", "fast"], "unknown profile 'fast'"),
         (["claims", "--paper", "mgee"], "unknown paper 'mgee'"),
@@ -118,23 +121,18 @@ def test_what_is_wrong_is_refused_before_anything_starts(project, call, monkeypa
     assert err.count("\n") == 1
 
 
-def test_all_takes_only_parameters_that_every_notebook_has(project, call):
+def test_all_takes_only_parameters_that_every_notebook_has(project, call, monkeypatch):
     for notebook in catalog.notebooks():
         if notebook.stem != STEM:
             path = project / "notebooks" / f"{notebook.stem}.ipynb"
             path.write_text((project / "notebooks" / f"{STEM}.ipynb").read_text().replace("z: float", "y: float"))
-    assert call("run", "all", "-p", "seed=1", "--dry-run")[0] == 0
-    code, _, err = call("run", "all", "-p", "z=1", "--dry-run")
+    monkeypatch.setattr(execute, "execute", lambda job: execute.Outcome(job, 1.0))
+    code, out, _ = call("run", "all", "-p", "seed=1")
+    assert code == 0
+    assert out.count(": 1 s, no record") == len(catalog.notebooks())
+    code, _, err = call("run", "all", "-p", "z=1")
     assert code == 2
     assert "unknown parameter of 00_start_here: 'z'" in err
-
-
-def test_dry_run_prints_the_plan_and_starts_nothing(project, call):
-    code, out, _ = call("run", "3", "-p", "z=1e-3", "--dry-run", "--out", "there")
-    assert code == 0
-    assert out.startswith(f"{STEM}: profile='quick', z=0.001; cost ")
-    assert str(project / "there" / f"{STEM}.ipynb") in out
-    assert not (project / "there").exists()
 
 
 def test_run_writes_notebook_record_and_figures(project, call):
@@ -152,9 +150,9 @@ def test_run_writes_notebook_record_and_figures(project, call):
     assert (folder / "img" / "drawing.png").exists()  # for links of the executed notebook
     assert out.splitlines()[0].endswith("1 contradicted")
     last = out.splitlines()[-1]
-    assert last.startswith(f"look at {folder}: 1 executed notebooks, 1 figures, 1 records")
+    assert last.startswith(f"look at {folder}: 1 executed notebooks; open ")
     assert str(folder / f"{STEM}.ipynb") in last
-    assert execute.tokens(nbformat.read(folder / f"{STEM}.ipynb", 4)) == ["mechanism kept: True", TOKEN]
+    assert nbformat.read(folder / f"{STEM}.ipynb", 4).cells[-1].outputs[0].text == f"mechanism kept: True\n{TOKEN}\n"
 
 
 def test_a_failing_notebook_gives_one_clear_message(project, call):

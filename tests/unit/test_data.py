@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ import struct
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from mgenb import data
 from mgenb.data import decode, sources, splits
@@ -34,6 +37,17 @@ def cache(tmp_path_factory):
 def _places(monkeypatch, cache):
     monkeypatch.setenv("MGENB_CACHE", str(cache))
     monkeypatch.delenv("MGENB_DATA", raising=False)
+
+
+@pytest.fixture
+def load_from(monkeypatch):
+    """What loads a dataset with its folder as MGENB_DATA."""
+
+    def load(folder, name):
+        monkeypatch.setenv("MGENB_DATA", str(folder))
+        return data.load(name)
+
+    return load
 
 
 def picture(number, size=(8, 8), mode="RGB", kind="PNG"):
@@ -146,7 +160,7 @@ def test_allocate_is_exact_and_proportional(counts, draw):
 
 
 def test_limits_are_stratified_and_deterministic():
-    limits = {"train_limit": 500, "val_limit": 100, "test_limit": 50}
+    limits: dict[str, Any] = {"train_limit": 500, "val_limit": 100, "test_limit": 50}
     first, again, other = (data.load("cifar10", source="samples", seed=s, **limits) for s in (3, 3, 4))
     assert (len(first.train), len(first.val), len(first.test)) == (500, 100, 50)
     assert torch.bincount(first.train.labels).tolist() == [50] * 10
@@ -172,7 +186,7 @@ def test_take():
     assert torch.equal(train.labels[at], some.labels)
     assert torch.equal(train.take(len(train), 0).images, train.images)
     for n in (0, len(train) + 1):
-        with pytest.raises(MgenbError, match=r"at least 1|only 2500 images"):
+        with pytest.raises(MgenbError, match="right is at least 1 image, and at most 2500"):
             train.take(n, 0)
 
 
@@ -188,7 +202,7 @@ def test_test_split_is_sealed():
     assert moved.unseal("final").role == "test"
     ds.test.unseal("again")
     assert ds.test.uses == moved.uses == ["final", "again"]
-    assert repr(ds.test) == "SealedSplit(1000 images, 2 uses)"
+    assert repr(ds.test) == "SealedSplit(uses=['final', 'again'])"
 
 
 def test_own_images_zip_and_folder_agree(tmp_path):
@@ -220,10 +234,10 @@ def test_one_colour_image_makes_all_rgb(tmp_path):
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_few_shot_folder_has_other_classes_in_each_split(tmp_path):
+def test_few_shot_folder_has_other_classes_in_each_split(tmp_path, load_from):
     spec = {"train/a": 4, "train/b": 4, "val/c": 2, "test/d": 3, "test/e": 3}
     as_zip(tmp_path / "cifar_fs.zip", tree(spec))
-    ds = data.load("cifar_fs", data_dir=str(tmp_path))
+    ds = load_from(tmp_path, "cifar_fs")
     assert (ds.classes, ds.variant, ds.source) == (("a", "b"), "subset", "cifar_fs.zip in the data folder")
     assert ds.val.labels.tolist() == [0, 0]
     assert ds.test.unseal("look").labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -235,7 +249,7 @@ def write_idx(path, array, compress=True):
     path.write_bytes(gzip.compress(blob) if compress else blob)
 
 
-def test_search_order_and_unpacked_idx(tmp_path, monkeypatch):
+def test_search_order_and_unpacked_idx(tmp_path, monkeypatch, load_from):
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8), np.arange(40, dtype=np.uint8) % 10
@@ -248,15 +262,14 @@ def test_search_order_and_unpacked_idx(tmp_path, monkeypatch):
 
     (tmp_path / "empty").mkdir()
     assert data.load("mnist").variant == "sample"
-    assert data.load("mnist", data_dir=str(tmp_path / "empty")).source == "samples shipped with mgenb"
+    assert load_from(tmp_path / "empty", "mnist").source == "samples shipped with mgenb"
     place(tmp_path / "cache/datasets", compress=True)
     assert data.load("mnist").source == "MNIST/raw in the download cache"
     place(tmp_path / "here", compress=False)
-    monkeypatch.setenv("MGENB_DATA", str(tmp_path / "here"))
-    ds = data.load("mnist")
+    ds = load_from(tmp_path / "here", "mnist")
     assert (ds.source, ds.variant) == ("MNIST/raw in the data folder", "subset")
     assert np.array_equal(ds.test.unseal("look").images[:, 0], images)
-    assert data.load("mnist", data_dir=str(tmp_path / "empty")).source == "MNIST/raw in the download cache"
+    assert load_from(tmp_path / "empty", "mnist").source == "MNIST/raw in the download cache"
     assert data.load("mnist", source="samples").variant == "sample"
 
 
@@ -277,27 +290,37 @@ def test_download_goes_into_the_cache_once(tmp_path, monkeypatch):
     assert len(fetched) == 1
 
 
-def test_cifar_batches(tmp_path):
+def test_cifar_batches(tmp_path, load_from, monkeypatch):
     rng = np.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pixels = rng.integers(0, 256, (6, 20, 3072), dtype=np.uint8)
-    for name, block in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], pixels, strict=True):
-        content = {"data": block, "labels": [i % 10 for i in range(20)]}
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    contents = {
+        name: {"data": block, "labels": [i % 10 for i in range(20)]} for name, block in zip(names, pixels, strict=True)
+    }
+    contents["batches.meta"] = {"label_names": list("0123456789")}
+    sums = {}
+    for name, content in contents.items():
         (folder / name).write_bytes(pickle.dumps(content, protocol=3))
-    ds = data.load("cifar10", data_dir=str(tmp_path))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    for kind, members in (("train_list", names[:5]), ("test_list", names[5:])):
+        monkeypatch.setattr(CIFAR10, kind, [[name, sums[name]] for name in members])
+    monkeypatch.setitem(CIFAR10.meta, "md5", sums["batches.meta"])
+    ds = load_from(tmp_path, "cifar10")
     assert (len(ds.train) + len(ds.val), len(ds.test), ds.variant) == (100, 20, "subset")
     assert np.array_equal(ds.test.unseal("look").images, pixels[5].reshape(20, 3, 32, 32))
+    assert ds.test.unseal("look").labels.tolist() == [i % 10 for i in range(20)]
 
 
-def test_torchvision_layout_of_gtsrb(tmp_path):
+def test_torchvision_layout_of_gtsrb(tmp_path, load_from):
     frames = [f"{label}/{track}_{frame}" for label in ("00000", "00001") for track in "01" for frame in "012"]
     files = {f"GTSRB/Training/{f}.ppm": picture(i, (40 + i, 31), kind="PPM") for i, f in enumerate(frames)}
     files |= {f"GTSRB/Final_Test/Images/{i}.ppm": picture(i, (50, 50), kind="PPM") for i in range(3)}
     folder = as_folder(tmp_path / "gtsrb", files)
     with (folder / "GT-final_test.csv").open("w", newline="") as out:
         csv.writer(out, delimiter=";").writerows([["Filename", "ClassId"], *[(f"{i}.ppm", i % 2) for i in range(3)]])
-    ds = data.load("gtsrb", data_dir=str(tmp_path))
+    ds = load_from(tmp_path, "gtsrb")
     assert (ds.size, ds.classes, len(ds.train), len(ds.val)) == (32, ("00000", "00001"), 6, 6)
     assert not set(ds.train.groups.tolist()) & set(ds.val.groups.tolist())
     assert ds.test.unseal("look").labels.tolist() == [0, 0, 1]  # sorted by class, then file
@@ -319,10 +342,11 @@ def test_second_load_does_not_decode(tmp_path, monkeypatch):
         data.load(str(path))
 
 
-def test_a_few_jpegs_are_a_subset_before_they_are_jpeg(tmp_path):
+def test_a_few_jpegs_are_a_subset_before_they_are_jpeg(tmp_path, monkeypatch):
     as_zip(tmp_path / "cifar10.zip", tree({"train/a": 2, "test/a": 1}, kind="JPEG"))
-    found = sources.find("cifar10", "auto", str(tmp_path), False)
-    assert (found.source, found.variant(found.read())) == ("cifar10.zip in the data folder", "subset")
+    monkeypatch.setenv("MGENB_DATA", str(tmp_path))
+    place = sources.find("cifar10")
+    assert (place.source, place.variant(place.read())) == ("cifar10.zip in the data folder", "subset")
 
 
 @needs_real
@@ -335,8 +359,8 @@ def test_a_few_jpegs_are_a_subset_before_they_are_jpeg(tmp_path):
         ("omniglot", "subset", (2720, 2120), 136),
     ],
 )
-def test_full_datasets(name, variant, counts, classes):
-    ds = data.load(name, data_dir=str(REAL))
+def test_full_datasets(name, variant, counts, classes, load_from):
+    ds = load_from(REAL, name)
     assert (ds.variant, ds.num_classes) == (variant, classes)
     found = (len(ds.train), len(ds.val), len(ds.test))
     assert found == counts or (found[0] + found[1], found[2]) == counts
@@ -345,9 +369,9 @@ def test_full_datasets(name, variant, counts, classes):
 
 @needs_real
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_samples_are_official_images(name):
-    official = sources.find(name, "auto", str(REAL), False).read()
-    sample = sources.find(name, "samples", None, False).read()
+def test_samples_are_official_images(name, monkeypatch):
+    monkeypatch.setenv("MGENB_DATA", str(REAL))
+    official, sample = (sources.find(name, source).read() for source in ("auto", "samples"))
     for split in ("train", "test"):
         index = np.load(sources.SAMPLES / f"{name}.npz")[f"index_{split}"]
         assert np.array_equal(official.parts[split].images[index], sample.parts[split].images)
@@ -366,10 +390,10 @@ def test_sample_files_are_those_of_the_full_zip(name):
 
 @needs_real
 @pytest.mark.slow
-def test_cifar10_of_60000_jpegs_loads_in_a_second_the_second_time():
-    data.load("cifar10", data_dir=str(REAL))
-    started = time.perf_counter()
-    ds = data.load("cifar10", data_dir=str(REAL))
-    assert time.perf_counter() - started < 1
+def test_cifar10_of_60000_jpegs_loads_in_a_second_the_second_time(load_from):
+    load_from(REAL, "cifar10")
+    started = time.process_time()
+    ds = load_from(REAL, "cifar10")
+    assert time.process_time() - started < 1
     assert (ds.variant, len(ds.train) + len(ds.val), len(ds.test)) == ("jpeg", 50000, 10000)
     assert torch.bincount(ds.test.unseal("count").labels).tolist() == [1000] * 10

@@ -1,6 +1,5 @@
 """The explorer: what it shows is what a direct evaluation gives, and its controls move the picture."""
 
-import io
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -26,7 +25,7 @@ def test_accuracies_are_those_of_a_direct_evaluation(lenet, small):
     for layer, transform, share in product(LAYERS[::2], frequency.TRANSFORMS, SHARES):
         shown = texts(explore.frame(lenet, small.val, layer, transform, "low", share))
         assert f"unchanged\n{100 * population.correct(lenet, small.val).double().mean():.1f} %" in shown
-        count = round(share * frequency.smallest_band(base[layer].shape, transform))
+        count = round(share * frequency.smallest_band(base[layer], transform))
         seed = seeds.derive(0, "explore", layer, transform)
         for band in frequency.BANDS:
             changed = frequency.zero_band(base[layer], band, count, transform=transform, seed=seed)
@@ -38,7 +37,7 @@ def test_accuracies_are_those_of_a_direct_evaluation(lenet, small):
 
 
 def test_every_combination_of_options_gives_a_figure_of_three_panels(lenet, small):
-    titles = set()
+    titles, opened = set(), plt.get_fignums()
     choices = list(product(LAYERS, frequency.TRANSFORMS, frequency.BANDS, SHARES[:1]))
     choices += product(LAYERS[2:3], frequency.TRANSFORMS, frequency.BANDS, SHARES[1:])
     for choice in choices:
@@ -48,28 +47,23 @@ def test_every_combination_of_options_gives_a_figure_of_three_panels(lenet, smal
         assert all(axes.get_xlabel() for axes in figure.axes)
         titles.add(figure.get_suptitle())
     assert len(titles) == len(choices)
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == opened
 
 
 def test_the_menus_move_the_shown_figure(lenet, small, capsys):
+    opened = plt.get_fignums()
     box = explore.widget(lenet, small.val, shares=SHARES)
-    *menus, _ = box.children
-
-    def png():
-        file = io.BytesIO()
-        box.result.savefig(file, format="png")
-        return file.getvalue()
-
-    shown = [png()]
+    *menus, picture = box.children
+    shown = [picture.value]
     for menu, value in zip(menus, (LAYERS[2], "kernel", "high", 1.0), strict=True):
         assert menu.value != value
         menu.value = value
-        shown.append(png())
+        shown.append(picture.value)
     assert len(set(shown)) == len(shown)
     for menu, value in zip(menus, (LAYERS[0], "flat", "low", SHARES[0]), strict=True):
         menu.value = value
-    assert png() == shown[0]
-    assert plt.get_fignums() == []
+    assert picture.value == shown[0]
+    assert plt.get_fignums() == opened
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,7 @@ def test_intervals_draws_rows_from_the_top() -> None:
     figures.intervals(ax, [("first", 0.1, 0, 0.2, "mega"), ("second", 0, -0.1, 0.1, "noise")], (-0.05, 0.05))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    spans = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
-    assert [0, 0.2] in [list(span) for span in spans]
+    assert [0, 0.2] in [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
 
 
 def test_unknown_colour_names_the_nearest() -> None:

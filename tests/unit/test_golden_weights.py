@@ -5,7 +5,6 @@
 
 import json
 import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -40,20 +39,9 @@ def trained(case):
     """Return the weights after 20 steps, and all on which their bits depend."""
     arch, name, recipe, images, epochs = CASES[case]
     dataset = data.load(name, source="samples", train_limit=images)
-    state = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=0, quiet=True).state_dict()
+    state = training.trained(arch, dataset, recipe=recipe, epochs=epochs, seed=0).state_dict()
     # the digest: another JPEG library may decode a pixel otherwise
-    return state, {"torch": torch.__version__, "cpu": processor(), "data": dataset.digest}
-
-
-def processor():
-    """What libraries choose their kernels by: instruction set, and which processor it is."""
-    try:
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    except OSError:
-        lines = []
-    known = {name.strip(): value.strip() for name, _, value in lines}
-    model = [known[name] for name in ("vendor_id", "cpu family", "model") if name in known] or [platform.processor()]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *model])
+    return state, {"torch": torch.__version__, "cpu": devices.processor(), "data": dataset.digest}
 
 
 def norms(state):

@@ -11,7 +11,7 @@ SLOW = ("torch", "pandas", "matplotlib", "papermill", "scipy")
 
 
 def test_import_contracts_hold():
-    command = [Path(sys.executable).parent / "lint-imports", "--config", ROOT / "pyproject.toml"]
+    command: list[str | Path] = [Path(sys.executable).parent / "lint-imports", "--config", ROOT / "pyproject.toml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

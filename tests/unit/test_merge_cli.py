@@ -20,7 +20,7 @@ BASICS = ["--arch", "lenet", "--dataset", "mnist", "--samples", "--val-limit", "
 def files(lenet, small, tmp_path_factory):
     """The same kind of network twice: ours as safetensors, and the bare architecture as a torch file."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+    other = training.trained("lenet", small, epochs=12, seed=1)
     save_file(population.state_of(lenet), folder / "a.safetensors")
     torch.save(other.net.state_dict(), folder / "b.pt")
     return folder / "a.safetensors", folder / "b.pt"
@@ -86,10 +86,10 @@ def test_what_is_refused(files, tmp_path, capsys, monkeypatch):
     taken.write_text("mine")
     for arguments, message in [
         ([a, b, *BASICS, "--out", taken], "exists or does not end"),
-        ([a, absent, *BASICS], "absent.safetensors is not a file"),
+        ([a, absent, *BASICS], "absent.safetensors is no file that holds a state_dict"),
         ([a, b, *BASICS, "--method", "megga"], "unknown method 'megga'; did you mean 'mega'?"),
         ([a, b, *BASICS[2:], "--arch", "lenett"], "unknown architecture 'lenett'"),
-        ([a, taken, *BASICS], "holds no state_dict that can be read"),
+        ([a, taken, *BASICS], "taken.safetensors is no file that holds a state_dict"),
     ]:
         code, _, error = mgenb(capsys, monkeypatch, *arguments)
         assert (code, message in error) == (2, True), error
@@ -104,14 +104,14 @@ def test_a_checkpoint_that_does_not_fit_is_named_by_its_key(files, lenet, small,
     with pytest.raises(MgenbError, match=r"lacks 'net.fc2.bias'"):
         methods.read_pair((files[0], broken), lenet)
     save_file({**state, "net.extra": torch.zeros(1)}, broken)
-    with pytest.raises(MgenbError, match=r"has 'net.extra', which the architecture lacks"):
+    with pytest.raises(MgenbError, match=r"has 'net.extra', which the architecture with these classes lacks"):
         methods.read_pair((files[0], broken), lenet)
     save_file({**state, "net.fc2.weight": torch.zeros(7, 84)}, broken)
-    with pytest.raises(MgenbError, match=r"'net.fc2.weight' of .* has shape \(7, 84\); right is \(10, 84\)"):
+    with pytest.raises(MgenbError, match=r"'net.fc2.weight' has shape \(7, 84\); right is \(10, 84\): .*broken\.saf"):
         methods.read_pair((files[0], broken), lenet)
     whole = files[0].read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MgenbError, match="holds no state_dict"):
+    with pytest.raises(MgenbError, match="is no file that holds a state_dict"):
         methods.read_pair((files[0], broken), lenet)
 
 
@@ -121,16 +121,17 @@ def test_a_pickle_with_code_is_not_run(tmp_path, lenet):
             return (print, ("run!",))
 
     torch.save({"net.fc1.weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(MgenbError, match="holds no state_dict"):
+    with pytest.raises(MgenbError, match="is no file that holds a state_dict"):
         methods.read_pair((tmp_path / "evil.pt",) * 2, lenet)
 
 
 def test_the_bare_architecture_takes_the_scaling_of_the_other_file(files, lenet, small):
     own, other = lenet.state_dict(), training.fresh("lenet", small, 0)
-    other.normalise.mean += 1
+    mean = other.get_buffer("normalise.mean")
+    mean += 1
     for pair in (files, files[::-1]):
         for state in methods.read_pair(pair, other):
             assert set(state) == set(own)
             assert state["normalise.mean"].equal(own["normalise.mean"])
     for state in methods.read_pair((files[1],) * 2, other):
-        assert state["normalise.mean"].equal(other.normalise.mean)
+        assert state["normalise.mean"].equal(mean)

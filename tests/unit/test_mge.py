@@ -9,7 +9,7 @@ from scipy import stats
 from mgenb import mge
 from mgenb.errors import MgenbError
 from mgenb.measure import population
-from mgenb.mge import frequency
+from mgenb.mge import frequency, generator
 
 Z = 0.2
 
@@ -26,8 +26,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-def draws(noise, z=Z, n=100_000):
-    return mge.draw(torch.Size((n,)), noise, z, torch.Generator().manual_seed(3))
+def draws(noise, z=Z, n=100_000, seed=3):
+    """Draws of Eq. 1: a layer of which everything is redrawn."""
+    weight, settings = torch.zeros(1, n), mge.Settings("random", noise=noise, z=z, scale="absolute", domain="weights")
+    return mge.redraw(weight, torch.ones_like(weight, dtype=torch.bool), settings, seed)
 
 
 @pytest.mark.parametrize("noise", mge.NOISES)
@@ -135,7 +137,7 @@ def test_every_selection_redraws_as_many_as_the_papers(base):
 
 
 @pytest.mark.parametrize("noise", mge.NOISES)
-def test_draws_come_from_the_generator_given_and_no_other(noise):
+def test_draws_come_from_the_seed_and_nothing_else(noise):
     torch.manual_seed(1)
     one = draws(noise, n=1000)
     torch.manual_seed(2)
@@ -143,14 +145,14 @@ def test_draws_come_from_the_generator_given_and_no_other(noise):
     assert draws(noise, n=1000).equal(one)
     assert torch.get_rng_state().equal(before)
     assert draws(noise, z=2 * Z, n=1000).allclose(2 * one)
-    assert not mge.draw(torch.Size((1000,)), noise, Z, torch.Generator().manual_seed(4)).equal(one)
+    assert not draws(noise, n=1000, seed=4).equal(one)
 
 
 def test_truncated_is_a_normal_cut_at_z():
     values = draws("truncated")
     assert values.abs().max() <= Z
     expected = stats.truncnorm(-1, 1, scale=Z)
-    assert stats.kstest(values.double().numpy(), expected.cdf).pvalue > 0.001
+    assert stats.kstest(values.double().numpy()[0], expected.cdf).pvalue > 0.001
 
 
 @pytest.mark.parametrize(("noise", "mean"), [("literal", -Z), ("gaussian", 0.0)])
@@ -241,10 +243,15 @@ def test_noise_of_same_norm_matches_layer_by_layer(base):
         ({"noise": "normal"}, "unknown noise"),
         ({"scale": "Absolute"}, "did you mean 'absolute'"),
         ({"domain": "weight"}, "did you mean 'weights'"),
+        ({"domain": "weights"}, "set domain='coefficients'"),
+        ({"selection": "fig7"}, "set domain='weights'"),
+        ({"transform": "flatt"}, "did you mean 'flat'"),
         ({"band": "middle"}, "unknown band"),
-        ({"z": -0.1}, "z is -0.1"),
+        ({"z": -0.1}, "z is -0.1; right is a number from 0 to 1e"),
         ({"z": float("nan")}, "z is nan"),
-        ({"t": 1.5}, "t is 1.5"),
+        ({"t": 1.5}, "t is 1.5; right is a number from 0 to 1"),
+        ({"t": -0.1}, "t is -0.1"),
+        ({"t": True}, "t is True"),
         ({"t": float("nan")}, "t is nan"),
     ],
 )
@@ -266,7 +273,9 @@ def test_wrong_settings_are_refused_at_once(wrong, words):
 def test_stacks_hold_the_models_of_the_generator_in_order(changed, lenet, monkeypatch):
     settings, base = mge.Settings(**changed), population.state_of(lenet)
     seeds = [mge.candidate_seed(3, index) for index in range(5)]
-    monkeypatch.setattr(mge, "STACK_ELEMENTS", 2 * sum(base[name].numel() for name in frequency.weight_names(base)))
+    monkeypatch.setattr(
+        generator, "STACK_ELEMENTS", 2 * sum(base[name].numel() for name in frequency.weight_names(base))
+    )
     with torch.inference_mode():  # as populations are evaluated
         stacks = list(mge.stacks(base, settings, seeds))
     assert [len(next(iter(stack.values()))) for stack in stacks] == [2, 2, 1]

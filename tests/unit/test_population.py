@@ -1,16 +1,17 @@
 """Evaluation: predictions and counts of a plain forward pass, an early stop that decides the same, nothing changed."""
 
 import copy
+import json
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from mgenb import nets
+from mgenb import devices, nets
 from mgenb.data import Split
 from mgenb.errors import MgenbError, SealedSplitError
-from mgenb.measure import population
+from mgenb.measure import population, speed
 from mgenb.measure.population import Count
 from mgenb.mge import algorithm1
 
@@ -70,8 +71,9 @@ class Failing(nn.Module):
 
 @pytest.mark.parametrize("last", [nn.Linear(784, 10), Failing()])
 def test_a_network_of_mixed_modes_leaves_in_them_also_after_a_failure(last):
-    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(784), nn.Dropout()), last).train()
-    net[2][0].eval()
+    inner = nn.Sequential(nn.BatchNorm1d(784), nn.Dropout())
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), inner, last).train()
+    inner[0].eval()
     net[1].eval()
     modes = [module.training for module in net.modules()]
     data = Split(torch.rand(5, 1, 28, 28), torch.zeros(5, dtype=torch.int64), torch.arange(5), "val")
@@ -157,8 +159,9 @@ def plainly(net, images, state):
 
 def counted(way, net, images, states, fewest=None):
     """Counts as on a CPU, or by the fused layers of a GPU, which a CPU can imitate."""
-    counter = {"plain": population.counter, "fused": population._fused_counter}[way]
-    return counter(net, images, "float32")(states, fewest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(population, "_plain", {"plain": population._plain, "fused": population._fused}[way])
+        return population.counter(net, images)(states, fewest)
 
 
 WAYS = ("plain", "fused")
@@ -229,7 +232,7 @@ def test_a_network_in_training_counts_as_in_evaluation_and_leaves_as_it_came(way
     states = population_of(net, [0.0, 0.5])
     expected = [plainly(net, images, state) for state in states]
     before = population.state_of(net.train())
-    net[1][1].eval()
+    body[1].eval()
     modes = [module.training for module in net.modules()]
     assert [one.right for one in counted(way, net, images, states)] == expected
     assert [module.training for module in net.modules()] == modes
@@ -335,3 +338,109 @@ def test_what_selects_may_not_see_the_test_split():
     for fitness in (algorithm1.plain, algorithm1.cached):
         with pytest.raises(SealedSplitError, match="selected on validation"):
             fitness(net, sealed)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 3)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_quicker_pooling_gives_torchs_values_and_gradients(size, order):
+    x = torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(0)).round()  # many are equal
+    x[0, 0, 0, 1], x[1, 1, 1, 1] = float("nan"), float("-inf")
+    x = x.contiguous(memory_format=order)
+    pool, plain = speed.HalvingPool(2), nn.MaxPool2d(2)
+    with torch.inference_mode():
+        found = pool(x)
+    assert torch.equal(found.nan_to_num(99), plain(x).nan_to_num(99))
+    gradients = []
+    for layer in (pool, plain):
+        leaf = x.clone().requires_grad_()
+        layer(leaf).nansum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*map(torch.as_tensor, gradients))
+
+
+def test_other_pooling_is_left_to_torch():
+    layers = [nn.MaxPool2d(3, 2), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, 2)]
+    twin = speed.evaluated(nn.Sequential(*layers))
+    assert [type(layer) for layer in twin.children()] == [nn.MaxPool2d] * 3 + [speed.HalvingPool]
+    assert {type(layer) for layer in layers} == {nn.MaxPool2d}
+
+
+@pytest.fixture(scope="module")
+def near_ties():
+    """A Conv-4, 260 images, and two states in which only noise tells some images' two largest logits apart."""
+    net, images = settled("conv4", 260)
+    fc = net.get_submodule("net.fc")
+    with torch.no_grad():
+        fc.weight[5:] = fc.weight[:5] * (1 + 1e-7 * torch.randn(5, 1))
+        fc.bias[5:] = fc.bias[:5]
+    states = [net.state_dict(), *population_of(net, [0.0])]
+    states[1]["net.fc.bias"] = torch.full((10,), float("nan"))
+    return net, images, states
+
+
+def test_every_way_of_computing_predicts_the_same(near_ties, monkeypatch):
+    net, images, states = near_ties
+    usual = torch.stack([population.classes_of(population.logits(net, images, state)) for state in states])
+    counts = []
+    for way in speed.WAYS:
+        monkeypatch.setattr(population, "fastest", lambda *_, way=way: way)
+        assert population.predictions(net, images, states).equal(usual)
+        counts.append([population.count(net, images, states, fewest=fewest) for fewest in (None, 100)])
+    assert counts == counts[:1] * len(speed.WAYS)
+    assert (usual[1] == -1).all()
+
+
+def test_without_looking_twice_noise_would_tell(near_ties, monkeypatch):
+    net, images, states = near_ties
+    usual = population.classes_of(population.logits(net, images, states[0]))
+    monkeypatch.setattr(population, "fastest", lambda *_: (False, 128))
+    monkeypatch.setattr(population, "CLOSE", -1.0)
+    apart = int((population.predict(net, images, states[0]) != usual).sum())
+    computed = torch.func.functional_call(net.eval(), speed.ordered(states[0], last=False), (images.images,))
+    assert (apart > 0) == (not computed.argmax(1).equal(usual))  # some processors may compute both orders alike
+
+
+def test_the_fastest_way_is_measured_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
+    net, images, asked = nets.build("lenet", 1, 28, 10), split(300), []
+    took = dict(zip(speed.WAYS, [1.0, 0.95, 0.5, 0.6], strict=True))
+    monkeypatch.setattr(speed, "_measured", lambda *_: asked.append(1) or took)
+    assert [speed.fastest(net, images.images) for _ in range(2)] == [(False, 128)] * 2
+    assert asked == [1]
+    (file,) = (tmp_path / "speed").iterdir()
+    kept = json.loads(file.read_text())
+    assert (kept["cpu"], kept["torch"], kept["image"]) == (devices.processor(), torch.__version__, [1, 28, 28])
+    assert kept["measured"] == [[list(way), seconds] for way, seconds in took.items()]
+    # another network, other images, another number of threads
+    speed.fastest(nets.build("lenet", 1, 28, 11), images.images)
+    speed.fastest(net, images.images[:, :, 2:-2, 2:-2])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    speed.fastest(net, images.images)
+    assert len(asked) == len(list((tmp_path / "speed").iterdir())) == 4
+
+
+def test_a_gain_of_a_twentieth_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
+    took = dict(zip(speed.WAYS, [1.0, 0.97, 0.95, 0.96], strict=True))
+    monkeypatch.setattr(speed, "_measured", lambda *_: took)
+    assert speed.fastest(nets.build("lenet", 1, 28, 10), split(300).images) == speed.USUAL
+
+
+def test_measuring_is_short_and_changes_nothing():
+    net = nets.build("lenet", 1, 28, 10).train()
+    before, seconds = population.state_of(net), speed._measured(net, split(300).images)
+    assert list(seconds) == speed.WAYS
+    assert 0 < min(seconds.values()) <= max(seconds.values()) < 0.01
+    assert all(module.training for module in net.modules())
+    assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
+
+
+def test_few_images_and_networks_without_convolutions_are_not_worth_measuring(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(population, "fastest", refuse)
+    population.predict(nets.build("lenet", 1, 28, 10), split(100))
+    images = split(300)
+    floats = Split(images.images / 255, images.labels, images.groups, "val")
+    population.predict(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), floats)

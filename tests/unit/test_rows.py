@@ -1,6 +1,5 @@
 """Rows: measured part by part, resumed to the byte, tidy or refused, and read back as what was written."""
 
-import json
 import os
 import signal
 import subprocess
@@ -130,11 +129,11 @@ def test_facts_beside_the_hashes_do_not(tmp_path):
         ([{"a": [1, 2]}], r"'a' holds \[1, 2\]"),
         ([{"a": np.zeros(2)}], "'a' holds array"),
         ([{"a": float("nan")}], "'a' holds nan; right is a finite number"),
-        ([{"a": 1}, {"a": "x"}], "'a' mixes int, str"),
-        ([{"a": None}, {"a": "x"}], "'a' mixes"),
-        ([{"a": True}, {"a": 0.5}], "'a' mixes bool, float"),
+        ([{"a": 1}, {"a": "x"}], "'a' is mixed; right is texts"),
+        ([{"a": None}, {"a": "x"}], "'a' is "),
+        ([{"a": True}, {"a": 0.5}], "'a' is mixed"),
         (([{"a": 1}], {"b": np.array([{}])}), "b' holds objects"),
-        ([{"a": "x" * 1_000_001}], "right is at most 1,000,000"),
+        ([{"a": "x" * 1_000_001}], "above 1,000,000 bytes; what is large belongs"),
     ],
 )
 def test_what_is_not_tidy_is_refused(tmp_path, made, told):
@@ -152,7 +151,7 @@ def test_parts_must_agree_in_their_columns_and_stand_once(tmp_path):
 
 
 def test_a_frame_and_numpy_numbers_will_do(tmp_path):
-    frame = pd.DataFrame({"a": np.arange(2), "b": np.float32([0.5, 0.25]), "c": ["x", ""]})
+    frame = pd.DataFrame({"a": np.arange(2), "b": np.array([0.5, 0.25], dtype=np.float32), "c": ["x", ""]})
     found = measure(tmp_path, PARTS[:1], lambda part: frame).frame
     assert found[["a", "b", "c"]].to_dict("list") == {"a": [0, 1], "b": [0.5, 0.25], "c": ["x", ""]}
 
@@ -171,7 +170,7 @@ def edited(folder, old, new, name=f"{STEM}.csv"):
         ("NA,False,0,", "NA,False,0.5,", "'count' is not int"),
         ("False,0,", "no,0,", "'fine' is not bool"),
         ("lenet,0,0.5,m0", "lenet,0,,m0", "'share' is not float"),
-        ("lenet,0,0.5,m0", "lenet,0,nan,m0", "'share' has no number in some rows"),
+        ("lenet,0,0.5,m0", "lenet,0,nan,m0", r"'share' is not float \(there is no number in some rows"),
     ],
 )
 def test_reading_names_what_is_wrong(tmp_path, old, new, told):
@@ -180,26 +179,17 @@ def test_reading_names_what_is_wrong(tmp_path, old, new, told):
         rows.read(edited(tmp_path, old, new))
 
 
-def test_reading_names_the_wrong_schema_a_cut_file_and_one_that_is_too_large(tmp_path):
+def test_reading_names_the_wrong_schema_a_cut_file_and_a_missing_one(tmp_path):
     measure(tmp_path)
     csv = tmp_path / f"{STEM}.csv"
-    whole = csv.read_text()
-    csv.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    csv.write_text("\n".join(csv.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(MgenbError, match="has 11 rows; right is 12"):
-        rows.read(csv)
-    csv.write_text(whole + "x" * 1_000_000)
-    with pytest.raises(MgenbError, match="right is at most 1,000,000"):
         rows.read(csv)
     csv.unlink()
     with pytest.raises(MgenbError, match="cannot be read"):
         rows.read(csv)
     with pytest.raises(MgenbError, match="has schema 2; right is 1"):
         rows.read(edited(tmp_path, '"schema": 1', '"schema": 2', f"{STEM}.parts.json"))
-    head = json.loads((tmp_path / f"{STEM}.parts.json").read_text()) | {"schema": 1}
-    del head["parts"]
-    (tmp_path / f"{STEM}.parts.json").write_text(json.dumps(head))
-    with pytest.raises(MgenbError, match="lacks 'parts'"):
-        rows.read(csv)
 
 
 def test_rows_of_one_network_with_other_weights_are_not_paired(tmp_path):
@@ -216,9 +206,9 @@ def test_planned_parts_are_chosen_and_missing_ones_counted(tmp_path):
     assert chosen.frame["base"].tolist() == [2, 2, 2, 1, 1, 1]
     assert chosen.frame["value"].tolist() == [v for i in (2, 1) for v in np.random.default_rng(i).random(3)]
     assert list(chosen.parts["weights"]) == ["w2", "w1"]
-    for plan in ([{**PARTS[0], "share": 0.1}], [{"reading": 1}]):
+    for part in ({**PARTS[0], "share": 0.1}, {"reading": 1}):
         with pytest.raises(MgenbError, match="none of the 1 planned parts"):
-            rows.select(found, plan)
+            rows.select(found, [part])
 
 
 def test_rows_are_read_without_torch(tmp_path):

@@ -58,7 +58,7 @@ def run(*given: str) -> execute.Outcome:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -111,7 +111,7 @@ def test_a_second_run_into_the_same_folder_is_told_who_is_at_work(project):
             run()
     finally:
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        first.communicate(timeout=300)
 
 
 def test_a_failing_run_leaves_what_was_there(project):

@@ -1,15 +1,17 @@
 """Training: one seed, one network; interrupted or shared, the weights end the same."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mgenb import nets, stats, store, training
+from mgenb import devices, nets, stats, store, training
 from mgenb.errors import MgenbError
 from mgenb.measure import population
 
@@ -50,7 +52,7 @@ def test_the_order_of_images_comes_from_the_seed_too(small):
 def test_the_global_generator_is_left_alone(small, own_cache):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    training.trained("lenet", small, epochs=1, seed=0, quiet=True)
+    training.trained("lenet", small, epochs=1, seed=0)
     assert torch.get_rng_state().equal(before)
 
 
@@ -62,22 +64,36 @@ def test_training_lowers_the_loss(small, recipe):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("recipe", ["mge-sgd-momentum", "mge-adam"])
-def test_an_interrupted_fit_resumes_to_the_same_bits(small, tmp_path, recipe):
+@pytest.fixture
+def epochs_until_stopped(monkeypatch):
+    """Make `fit` stop once, before its epoch of this number; return the numbers of the epochs that were run."""
+    fit_epoch, run = training.fit_epoch, []
+
+    def stop_before(number):
+        def epoch(*how):
+            if len(run) == number and None not in run:
+                run.append(None)
+                raise KeyboardInterrupt
+            run.append(round(how[3][0] * 3))
+            return fit_epoch(*how)
+
+        monkeypatch.setattr(training, "fit_epoch", epoch)
+        return run
+
+    return stop_before
+
+
+@pytest.mark.parametrize("recipe", ["mge-sgd-momentum", "mge-adam", "one-cycle"])
+def test_an_interrupted_fit_resumes_to_the_same_bits(small, tmp_path, recipe, epochs_until_stopped):
     chosen = training.RECIPES[recipe]
     checkpoint = tmp_path / "half.checkpoint"
-    epochs_run = []
-
-    def stop(epoch, loss):
-        epochs_run.append(epoch)
-        if epochs_run == [1]:
-            raise KeyboardInterrupt
-
+    whole = fitted(small, recipe=chosen)
+    run = epochs_until_stopped(1)
     with pytest.raises(KeyboardInterrupt):
-        fitted(small, recipe=chosen, checkpoint=checkpoint, progress=stop)
-    resumed = fitted(small, recipe=chosen, checkpoint=checkpoint, progress=stop)
-    assert epochs_run == [1, 2, 3]
-    assert states_equal(resumed, fitted(small, recipe=chosen))
+        fitted(small, recipe=chosen, checkpoint=checkpoint)
+    resumed = fitted(small, recipe=chosen, checkpoint=checkpoint)
+    assert run == [0, None, 1, 2]
+    assert states_equal(resumed, whole)
 
 
 def test_batchnorm_statistics_survive_an_interruption(small, tmp_path):
@@ -115,31 +131,32 @@ def test_a_second_call_reads_the_cache(small, own_cache, monkeypatch, capsys):
     assert states_equal(first.state_dict(), second.state_dict())
     assert not second.training
     for change in ({"seed": 2}, {"epochs": 3}, {"recipe": "mge-sgd"}):
+        other: dict[str, Any] = {"epochs": 2, "seed": 1, **change}
         with pytest.raises(AssertionError, match="trained again"):
-            training.trained("lenet", small, **{"epochs": 2, "seed": 1, **change}, quiet=True)
+            training.trained("lenet", small, **other)
     newer = dataclasses.replace(training.RECIPES["mge-adam"], version=2)
     for table, name, value in ((nets.VERSIONS, "lenet", 2), (training.RECIPES, "mge-adam", newer)):
         with monkeypatch.context() as patch:
             patch.setitem(table, name, value)
             with pytest.raises(AssertionError, match="trained again"):
-                training.trained("lenet", small, epochs=2, seed=1, quiet=True)
+                training.trained("lenet", small, epochs=2, seed=1)
 
 
 FOUND_AGAIN = """
 from mgenb import data, store, training
 digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
-training.trained("lenet_too", digits, epochs=1, seed=1, quiet=True)
+training.trained("lenet_too", digits, epochs=1, seed=1)
 training.trained("lenet", digits, epochs=1, seed=1)
 print(store.unfinished("merge", {"seed": 1}))
 """
 
 
 def test_one_more_architecture_and_an_edited_drawing_throw_nothing_away(small, own_cache, tmp_path):
-    training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    training.trained("lenet", small, epochs=1, seed=1)
     package = shutil.copytree(Path(nets.__file__).parents[1], tmp_path / "mgenb")
-    table = package / "nets/__init__.py"
-    table.write_text(table.read_text().replace('"lenet": lenet,', '"lenet": lenet, "lenet_too": lenet,'))
-    for file in ("nets/lenet.py", "training.py", "lab/figures.py"):
+    table = package / "nets/mge.py"
+    table.write_text(table.read_text().replace('"lenet": _lenet,', '"lenet": _lenet, "lenet_too": _lenet,'))
+    for file in ("nets/mge.py", "training.py", "lab/figures.py"):
         with (package / file).open("a") as code:
             code.write("LATER = 1\n")
     done = subprocess.run([sys.executable, "-c", FOUND_AGAIN], cwd=tmp_path, capture_output=True, text=True)
@@ -149,7 +166,7 @@ def test_one_more_architecture_and_an_edited_drawing_throw_nothing_away(small, o
 
 
 def test_what_is_cached_says_how_it_was_made(small, own_cache):
-    training.trained("lenet", small, epochs=2, seed=1, quiet=True)
+    training.trained("lenet", small, epochs=2, seed=1)
     (weights,) = (own_cache / "models").glob("*.safetensors")
     settings = store.load_weights(weights)[1]
     assert (settings["arch"], settings["epochs"], settings["seed"]) == ("lenet", 2, 1)
@@ -160,15 +177,15 @@ def test_what_is_cached_says_how_it_was_made(small, own_cache):
 
 
 def test_damaged_weights_are_named_and_nothing_is_lost(small, own_cache):
-    net = training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    net = training.trained("lenet", small, epochs=1, seed=1)
     (weights,) = (own_cache / "models").glob("*.safetensors")
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(MgenbError, match=r"\.safetensors .* damaged; delete it and run again"):
-        training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+        training.trained("lenet", small, epochs=1, seed=1)
     assert len(weights.read_bytes()) == len(good)
     weights.unlink()
-    again = training.trained("lenet", small, epochs=1, seed=1, quiet=True)
+    again = training.trained("lenet", small, epochs=1, seed=1)
     assert states_equal(net.state_dict(), again.state_dict())
     assert weights.read_bytes() == good
 
@@ -177,7 +194,7 @@ def test_damaged_weights_are_named_and_nothing_is_lost(small, own_cache):
 def test_training_that_diverges_is_refused_and_not_cached(small, own_cache, monkeypatch, recipe):
     monkeypatch.setitem(training.RECIPES, "wild", training.Recipe(recipe, 1e30))
     with pytest.raises(MgenbError, match=r"training diverged in epoch .*smaller rate"):
-        training.trained("lenet", small, recipe="wild", epochs=3, seed=0, quiet=True)
+        training.trained("lenet", small, recipe="wild", epochs=3, seed=0)
     assert list((own_cache / "models").rglob("*.safetensors")) == []
 
 
@@ -208,6 +225,7 @@ def test_normalisation_is_that_of_the_training_images(small):
 BOTH_AT_ONCE = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from mgenb import data, store, training
 digits = data.load("mnist", source="samples", train_limit=300, val_limit=100, test_limit=100)
 Path(sys.argv[1]).touch()
@@ -242,25 +260,6 @@ def test_the_triangle_rises_and_falls_and_constant_stays():
     assert {training.rate_at(flat, step / 100) for step in range(101)} == {flat.rate}
 
 
-def test_a_cycle_that_was_interrupted_goes_on_where_it_was(small, tmp_path):
-    recipe = training.RECIPES["one-cycle"]
-    whole, parts = training.fresh("lenet", small, 0), training.fresh("lenet", small, 0)
-    training.fit(whole, small.train, recipe, epochs=3, seed=0)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(epoch, loss):
-        if epoch == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        training.fit(parts, small.train, recipe, epochs=3, seed=0, checkpoint=tmp_path / "c", progress=stop)
-    again = training.fresh("lenet", small, 1)
-    training.fit(again, small.train, recipe, epochs=3, seed=0, checkpoint=tmp_path / "c")
-    assert all(whole.state_dict()[name].equal(tensor) for name, tensor in again.state_dict().items())
-
-
 def test_networks_trained_side_by_side_end_as_alone(small):
     recipe = training.RECIPES["one-cycle"]
     together, alone = ({seed: training.fresh("lenet", small, seed) for seed in (3, 4)} for _ in range(2))
@@ -285,7 +284,7 @@ def test_many_are_those_that_are_trained_one_by_one(small, tmp_path, monkeypatch
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
     together = training.trained_all("lenet", small, epochs=1, seeds=[5, 6])
     for seed, net in zip((5, 6), together, strict=True):
-        alone = training.trained("lenet", small, epochs=1, seed=seed, quiet=True).state_dict()
+        alone = training.trained("lenet", small, epochs=1, seed=seed).state_dict()
         assert all(alone[name].equal(tensor) for name, tensor in net.state_dict().items())
 
 
@@ -303,3 +302,77 @@ def test_bfloat16_is_another_training_that_leaves_float32(small):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(MgenbError, match="float32, bfloat16"):
         training.Recipe("adam", 0.01, precision="float16")
+
+
+@pytest.fixture
+def shipped(small, tmp_path, own_cache, monkeypatch):
+    """Two LeNets that are shipped, in a folder of their own; the file."""
+    monkeypatch.setattr(training, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(training, "_anew", set())
+    file = training.ship("lenet", small, recipe="mge-adam", epochs=1, count=2, licence="free")
+    training._anew.clear()
+    shutil.rmtree(own_cache)
+    return file
+
+
+def test_shipped_networks_come_before_the_cache(small, shipped, monkeypatch, capsys):
+    capsys.readouterr()
+    found = [training.trained("lenet", small, epochs=1, seed=seed).state_dict() for seed in (0, 1)]
+    assert capsys.readouterr().err.count("shipped with mgenb") == 2
+    monkeypatch.setattr(training, "SHIPPED", shipped.parent / "none")
+    made = [training.trained("lenet", small, epochs=1, seed=seed).state_dict() for seed in (0, 1)]
+    assert "shipped" not in capsys.readouterr().err
+    assert all(states_equal(one, other) for one, other in zip(found, made, strict=True))
+    assert not states_equal(*found)
+    # what is in the cache is not taken where it is shipped
+    monkeypatch.setattr(training, "SHIPPED", shipped.parent)
+    training.trained("lenet", small, epochs=1, seed=0)
+    assert "shipped with mgenb" in capsys.readouterr().err
+
+
+def test_only_the_very_same_network_is_taken_from_what_is_shipped(small, shipped, monkeypatch, capsys):
+    newer = dataclasses.replace(training.RECIPES["mge-adam"], version=2)
+    fewer = dataclasses.replace(small, train=small.train.take(200, 0))
+    for change in ({"seed": 2}, {"epochs": 2}, {"recipe": "mge-sgd"}, {"dataset": fewer}, {"version": newer}):
+        wanted = {"dataset": small, "epochs": 1, "seed": 0, **change}
+        with monkeypatch.context() as patch:
+            if "version" in wanted:
+                patch.setitem(training.RECIPES, "mge-adam", wanted.pop("version"))
+            training.trained("lenet", **wanted)
+        assert "shipped" not in capsys.readouterr().err
+
+
+def test_shipped_networks_say_how_they_were_made_and_are_checked_on_reading(small, shipped):
+    about = json.loads(shipped.with_suffix(".json").read_text())
+    assert (about["arch"], about["epochs"], about["count"], about["licence"]) == ("lenet", 1, 2, "free")
+    assert (about["data"]["name"], about["torch"], about["cpu"]) == ("mnist", torch.__version__, devices.processor())
+    good = shipped.read_bytes()
+    shipped.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(MgenbError, match="does not match its recorded hash"):
+        training.trained("lenet", small, epochs=1, seed=0)
+
+
+def test_retrain_trains_what_is_there_and_once_in_a_process(small, shipped, monkeypatch, capsys):
+    trainings, fit = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **o: trainings.append(1) or fit(*a, **o))
+    states = [training.trained("lenet", small, epochs=1, seed=0).state_dict()]
+    assert trainings == []
+    states += [net.state_dict() for net in training.trained_all("lenet", small, epochs=1, seeds=[0, 1], retrain=True)]
+    assert trainings == [1, 1]
+    capsys.readouterr()
+    states.append(training.trained("lenet", small, epochs=1, seed=0, retrain=True).state_dict())
+    assert trainings == [1, 1]
+    assert "from the cache" in capsys.readouterr().err
+    assert states_equal(states[0], states[1])
+    assert states_equal(states[0], states[3])
+    training._anew.clear()  # as in another process
+    training.trained("lenet", small, epochs=1, seed=0, retrain=True)
+    assert trainings == [1, 1, 1]
+
+
+def test_the_training_images_are_hashed_once_a_dataset(small, shipped, monkeypatch):
+    hashed, tensor_hash = [], store.tensor_hash
+    monkeypatch.setattr(store, "tensor_hash", lambda *a: hashed.append(1) or tensor_hash(*a))
+    again = dataclasses.replace(small, train=small.train.take(300, 0))
+    training.trained_all("lenet", again, epochs=1, seeds=[0, 1])
+    assert hashed == [1]

@@ -18,7 +18,7 @@ BUDGET, SIZE = 24, 6
 @pytest.fixture(scope="module")
 def task(lenet, small, alone):
     with alone():
-        other = training.trained("lenet", small, epochs=12, seed=1, quiet=True)
+        other = training.trained("lenet", small, epochs=12, seed=1)
     states = population.state_of(lenet), population.state_of(other)
     return Task(lenet, *states, small.train, small.val, BUDGET, 0, SIZE)
 
@@ -115,19 +115,30 @@ def test_merging_a_network_with_itself_returns_it(task):
 
 
 def test_cma_leaves_the_global_random_state_alone(task):
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     methods.cma_es(task)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # noqa: NPY002
 
 
 def test_fresh_statistics_are_those_of_the_training_images(small):
     nets = [training.fresh("resnet8", small, seed) for seed in (0, 1)]
-    states = [population.state_of(net) for net in nets]
-    with_norms = Task(nets[0], *states, small.train.take(64, 0), small.val.take(20, 0), 8, 0, 4)
+    first, second = (population.state_of(net) for net in nets)
+    with_norms = Task(nets[0], first, second, small.train.take(64, 0), small.val.take(20, 0), 8, 0, 4)
     found = METHODS["average-bn"](with_norms).states[0]
-    wanted = align.recalibrate(nets[0], mega.between(*states, 0.5), with_norms.train)
+    wanted = align.recalibrate(nets[0], mega.between(first, second, 0.5), with_norms.train)
     assert same(found, wanted)
     assert METHODS["line-bn"](with_norms).evaluations == 8
+    for name in ("parent-bn", "line-bn", "mega-rebasin"):
+        result = METHODS[name](with_norms)
+        assert same(result.states[0], align.recalibrate(nets[0], result.states[0], with_norms.train)), name
+        right = methods.correct(nets[0], with_norms.val, result.states)  # it was judged as it is returned
+        assert right.double().mean().item() == pytest.approx(result.fitness)
+
+
+def test_a_budget_below_cma_s_own_population_is_spent(task):
+    result = METHODS["cma"](replace(task, budget=6, size=3))
+    assert result.evaluations == 6
+    assert result.fitness >= 0
 
 
 def test_the_test_split_and_what_does_not_match_are_refused(task, small):

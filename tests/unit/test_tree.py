@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from mgenb import mega
 from mgenb.errors import MgenbError
 from mgenb.mega import tree
-from mgenb.mega.methods import Found
+from mgenb.mega.methods import Result
 
 trees = st.recursive(st.just(0), lambda below: st.tuples(below, below), max_leaves=9)
 
 
-def numbered(tree, start=0):
+def numbered(shape, start=0):
     """The same shape with leaves 0, 1, 2, ... from left to right."""
-    if isinstance(tree, int):
+    if isinstance(shape, int):
         return start, start + 1
-    left, after = numbered(tree[0], start)
-    right, end = numbered(tree[1], after)
+    left, after = numbered(shape[0], start)
+    right, end = numbered(shape[1], after)
     return (left, right), end
 
 
@@ -27,7 +27,7 @@ def states(count):
 
 
 def mean(first, second, name):
-    return Found((mega.between(first, second, 0.5),), 0.5, 3)
+    return Result((mega.between(first, second, 0.5),), 0.5, 3)
 
 
 def test_eight_models_make_three_levels_as_in_fig_3():
@@ -47,26 +47,26 @@ def test_odd_numbers_wait_for_the_next_level(count, name):
 
 @given(trees)
 def test_any_tree_merges_each_model_once_and_children_first(shape):
-    tree, count = numbered(shape)
+    pairs, count = numbered(shape)
     if count < 2:
         return
-    nodes = tree.merge_tree(tree, states(count), mean)
+    nodes = tree.merge_tree(pairs, states(count), mean)
     places = {node.name: place for place, node in enumerate(nodes)}
     assert len(places) == 2 * count - 1
     for node in nodes:
         assert all(places[child] < places[node.name] for child in node.children)
         assert node.level == (1 + max(nodes[places[c]].level for c in node.children) if node.children else 0)
-    assert tree.leaves(tree) == list(range(count))
+    assert tree.leaves(pairs) == list(range(count))
 
 
-@pytest.mark.parametrize("tree", [0, (0, 0), (0, 3), ((0, 1), 1), (-1, 0)])
-def test_a_tree_that_does_not_fit_is_refused(tree):
+@pytest.mark.parametrize("pairs", [0, (0, 0), (0, 3), ((0, 1), 1), (-1, 0)])
+def test_a_tree_that_does_not_fit_is_refused(pairs):
     with pytest.raises(MgenbError, match="right are two or more of 0 to 2, each once"):
-        tree.merge_tree(tree, states(3), mean)
+        tree.merge_tree(pairs, states(3), mean)
 
 
 def test_one_model_and_an_ensemble_are_refused():
     with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
         tree.balanced(1)
     with pytest.raises(MgenbError, match="node 0-1 became an ensemble of 2"):
-        tree.merge_tree((0, 1), states(2), lambda a, b, name: Found((a, b), 0.5, 1))
+        tree.merge_tree((0, 1), states(2), lambda a, b, name: Result((a, b), 0.5, 1))
