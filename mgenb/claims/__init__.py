@@ -1,6 +1,17 @@
 """What the two papers claim, and the rule that turns evidence into verdicts."""
 
-from mgenb.claims.registry import AS_STATED, Claim, Reading, get, load, points, registry_hash, unjudged
+from mgenb.claims.registry import (
+    AS_STATED,
+    Claim,
+    Reading,
+    cells,
+    get,
+    load,
+    names,
+    points,
+    registry_hash,
+    unjudged,
+)
 from mgenb.claims.verdicts import (
     CONTRADICTED,
     DEPENDS,
@@ -8,6 +19,7 @@ from mgenb.claims.verdicts import (
     INCONCLUSIVE,
     JUDGED,
     NOT_TESTED,
+    NOVELTY_FLOOR,
     PASSES,
     REPRODUCED,
     UNFINISHED,
@@ -15,9 +27,9 @@ from mgenb.claims.verdicts import (
     ReadingVerdict,
     Scale,
     Verdict,
-    best,
     decide,
     judge,
     p_value,
+    rank,
     supported,
 )

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mgenb.claims.registry import Claim, get, load
-from mgenb.errors import MgenbError
+from mgenb.claims.registry import cells, get
 
 COUNTS = [10, 100, 1000]  # of models, in Tables III and IV of MGE
 MODELS = [f"model{number}" for number in range(1, 9)]  # of Table 2 of MeGA
@@ -25,30 +24,16 @@ class Finding:
     sentence: str
 
 
-def cells(table: str) -> dict[tuple[str, ...], Claim]:
-    """Return the claims of a table by the values of its axes, in the order of the registry; MgenbError for no table."""
-    parts = len(table.split("."))
-    found = {tuple(claim.id.split(".")[parts:]): claim for claim in load() if claim.id.startswith(f"{table}.")}
-    width = max((len(place) for place in found), default=0)
-    numbers = {place: claim for place, claim in found.items() if len(place) == width and claim.paper_value is not None}
-    if not numbers:
-        raise MgenbError(f"the registry has no table {table!r} with numbers")
-    return numbers
-
-
-def grid(table: str, columns: int = 1) -> pd.DataFrame:
-    """Return a paper's table of numbers in its own layout: the last `columns` axes across, dashes as missing."""
-    values = {place: np.nan if claim.dash else claim.paper_value for place, claim in cells(table).items()}
-    index = pd.MultiIndex.from_tuples(values)
-    series = pd.Series(list(values.values()), index if index.nlevels > 1 else index.get_level_values(0), dtype=float)
-    order = [series.index.get_level_values(level).unique() for level in range(series.index.nlevels)]
-    wide = series.unstack(list(range(-columns, 0))) if series.index.nlevels > columns else series.to_frame("value")
-    return wide.reindex(order[0]) if wide.index.nlevels == 1 and series.index.nlevels > 1 else wide
+def grid(table: str, *across: str) -> pd.DataFrame:
+    """Return a paper's table of numbers in its own layout: the axes `across` are columns; dashes are missing."""
+    claims = [claim for claim in cells(table) if claim.paper_value is not None]
+    values = pd.DataFrame([{**claim.place, "": np.nan if claim.dash else claim.paper_value} for claim in claims])
+    return values.set_index(list(claims[0].place))[""].unstack(list(across), sort=False)
 
 
 def one_percent() -> Finding:
     """The abstract's 1 % of the training time against Table IV."""
-    table = grid("mge.table4")[[str(count) for count in COUNTS]]
+    table = grid("mge.table4", "models")[[str(count) for count in COUNTS]]
     printed = table.stack().dropna()
     sentence = (
         f"Of {table.size} cells of Table IV {len(printed)} print {printed.min():.2f} to {printed.max():.2f} % of the"
@@ -60,8 +45,8 @@ def one_percent() -> Finding:
 
 def gains() -> Finding:
     """Generated minus trained in Table II, and the text's nearly 2 %."""
-    table = grid("mge.table2")
-    gain = (table["generated"] - table["trained"]).round(2).unstack()
+    table = grid("mge.table2", "source")
+    gain = (table["generated"] - table["trained"]).round(2).unstack(sort=False)
     flat = gain.stack()
     claimed = get("mge.text.two_percent_higher").paper_value
     sentence = (
@@ -107,8 +92,9 @@ def base_included() -> Finding:
 
 def beyond_a_dash() -> Finding:
     """A time that is printed in Table III although a dash means more than 100,000 s."""
-    limit = next(claim.paper_value for claim in cells("mge.table3").values() if claim.dash)
-    printed = {".".join(place): claim.paper_value for place, claim in cells("mge.table3").items() if not claim.dash}
+    table = cells("mge.table3")
+    limit = next(claim.paper_value for claim in table if claim.dash)
+    printed = {" ".join(claim.place.values()): claim.paper_value for claim in table if not claim.dash}
     beyond = pd.Series(printed, name="seconds")[lambda seconds: seconds > limit].to_frame()
     first = beyond["seconds"].iloc[0]
     return Finding("07_time_ratio", beyond, f"A dash means more than {limit:,.0f} s, but {first:,.2f} s is printed.")
@@ -116,7 +102,7 @@ def beyond_a_dash() -> Finding:
 
 def robust_without_attack() -> Finding:
     """Table V: the gap between the models against what a hundredfold epsilon costs."""
-    table = grid("mge.table5")[["original", "evolved"]]
+    table = grid("mge.table5", "model")[["original", "evolved"]]
     table["difference"] = table["evolved"] - table["original"]
     costs = table["original"].iloc[0] - table["original"].iloc[-1]
     sentence = (
@@ -128,7 +114,7 @@ def robust_without_attack() -> Finding:
 
 def over_parents() -> Finding:
     """Table 1 of MeGA: gains over the parents' mean, over the better one, and the weight average."""
-    table = grid("mega.table1")[["parent1", "parent2", "average", "merged"]].dropna()
+    table = grid("mega.table1", "model")[["parent1", "parent2", "average", "merged"]].dropna()
     parents = table[["parent1", "parent2"]]
     gain = pd.DataFrame(
         {
@@ -148,7 +134,7 @@ def over_parents() -> Finding:
 
 def eight_against_two() -> Finding:
     """Tables 1 and 2 of MeGA: what eight merged networks have over two."""
-    eight, two = grid("mega.table2"), grid("mega.table1")
+    eight, two = grid("mega.table2", "model"), grid("mega.table1", "model")
     table = pd.DataFrame(
         {
             "two": two["merged"].reindex(eight.index),
@@ -168,7 +154,7 @@ def eight_against_two() -> Finding:
 
 def first_generation() -> Finding:
     """Fig. 2 of MeGA beside Table 1: where the curves start and end."""
-    fitness, table = grid("mega.fig2.fitness"), grid("mega.table1")
+    fitness, table = grid("mega.fig2.fitness", "generation"), grid("mega.table1", "model")
     both = fitness[["first", "last"]].copy()
     both["better parent"] = table.loc[both.index, ["parent1", "parent2"]].max(axis=1)
     both["Table 1, merged"] = table.loc[both.index, "merged"]
@@ -194,5 +180,5 @@ def findings(notebook: str | None = None) -> list[Finding]:
 
 
 def _seconds(action: str) -> pd.DataFrame:
-    table = grid("mge.table3", columns=2).xs(action, axis=1, level=1)
+    table = grid("mge.table3", "models", "action").xs(action, axis=1, level="action")
     return table[[str(count) for count in COUNTS]].set_axis(COUNTS, axis=1)

@@ -55,8 +55,8 @@ class Claim:
     the paper does not say; dataset "none" where it is of an architecture alone). `direction` is "below" or "above" for
     a bound. `readings`: those on which it is judged. `novelty`: models that hardly differ from their base prove
     nothing. `family`: claims of one notebook and family are corrected together; what follows from other claims has one
-    of its own. `dash`: the paper prints a dash, and the bound is what it says a dash means. `versions`: the version of
-    the paper that says so, where not all do.
+    of its own. `place`: where a cell stands in its table, axis -> value. `dash`: the paper prints a dash, and the bound
+    is what it says a dash means. `versions`: the version of the paper that says so, where not all do.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Claim:
     paper_value: float | None = None
     direction: str = ""
     scale: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    place: Mapping[str, str] = field(default_factory=dict, hash=False)
     readings: tuple[Reading, ...] = (AS_STATED,)
     novelty: bool = False
     family: str = ""
@@ -144,6 +145,21 @@ def unjudged(paper: str) -> tuple[Unjudged, ...]:
 def points(paper: str) -> Mapping[str, Point]:
     """Return what `paper` leaves open, by name."""
     return {name: Point(**entry) for name, entry in tomllib.loads(_text(paper)).get("points", {}).items()}
+
+
+@cache
+def names(paper: str) -> Mapping[str, str]:
+    """Return what the values of axes are called in print."""
+    return tomllib.loads(_text(paper)).get("names", {})
+
+
+def cells(table: str) -> list[Claim]:
+    """Return the cells of a paper's table, as "mge.table2", in their order; MgenbError for an unknown table."""
+    known = [claim for claim in load() if claim.id == ".".join([table, *claim.place.values()]) and claim.place]
+    if not known:
+        tables = {claim.id.removesuffix("." + ".".join(claim.place.values())): 0 for claim in load() if claim.place}
+        raise MgenbError(f"the registry has no table {table!r}{nearest(table, tables)}")
+    return known
 
 
 def _text(paper: str) -> str:
@@ -236,6 +252,7 @@ def _expand(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict
         if dataset := datasets.get(place.get("arch")):
             about["dataset"] = dataset
         entry = {**common, **cell, "id": f"{table['id']}.{key}"}
+        entry["place"] = {axis: str(value) for axis, value in place.items()}
         entry["statement"] = table["statement"].format(**shown)
         entry["scale"] = {**table.get("scale", {}), **about}
         yield entry

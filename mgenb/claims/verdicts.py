@@ -29,6 +29,7 @@ REPRODUCED, CONTRADICTED, DEPENDS, INCONCLUSIVE = "reproduced", "contradicted", 
 PASSES, FAILS = "passes", "fails"
 NOT_TESTED, UNFINISHED, VACUOUS = "not tested", "unfinished", "vacuous"
 JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the others are no evidence
+NOVELTY_FLOOR = 0.1  # of the disagreement of two trained networks, below which a generated one is its base's copy
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading -> what was measured
@@ -38,7 +39,7 @@ Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading
 class Scale:
     """What was run: profile ("quick", "cpu", "paper"), data variant ("official", "jpeg", "sample", ...).
 
-    `changed` names the parameters that were set by hand, as "t=0.99": a claim judged so is told apart.
+    `changed` names the parameters that were set by hand, as "t=0.99": a claim judged so is set apart.
     """
 
     profile: str
@@ -94,7 +95,7 @@ class Verdict:
     readings: tuple[ReadingVerdict, ...] = field(default=())
 
     @property
-    def told(self) -> str:
+    def outcome(self) -> str:
         """The verdict with its scale: `verdict [scale]`; with how far it is where it is unfinished."""
         progress = f", {self.reason}" if self.verdict == UNFINISHED else ""
         return f"{self.verdict}{progress} [{self.scale}]"
@@ -102,7 +103,7 @@ class Verdict:
     @property
     def token(self) -> str:
         """The line that notebooks print and nbval compares: `claim-id: verdict [scale]`."""
-        return f"{self.claim.id}: {self.told}"
+        return f"{self.claim.id}: {self.outcome}"
 
     @property
     def measured(self) -> str:
@@ -292,9 +293,9 @@ def _verdict(
     least = _speaks_least(tested)
     low, high = least.estimate.interval(1 - alpha)
     estimate, p = least.estimate, _agreed(claim, tested)[1]
-    told = "; ".join(note for note in notes if note)
-    found = (estimate.estimate, finite(low), finite(high), estimate.n, estimate.unit, p)
-    return Verdict(claim, word, scale, told, *found, readings=tuple(alone))
+    why = "; ".join(note for note in notes if note)
+    measured = (estimate.estimate, finite(low), finite(high), estimate.n, estimate.unit, p)
+    return Verdict(claim, word, scale, why, *measured, readings=tuple(alone))
 
 
 def _alone(tested: Sequence[_Tested], alpha: float) -> list[ReadingVerdict]:
@@ -334,11 +335,13 @@ def _listed(levels: Iterable[str]) -> str:
 def _how_open(claim: Claim, tested: Sequence[_Tested], alone: Sequence[ReadingVerdict], alpha: float) -> Iterable[str]:
     core = [reading for reading in alone if reading.core]
     registered = sum(reading.core for reading in claim.readings)
-    if registered > 1:
-        counted = {word: sum(r.verdict == word for r in core) for word in (REPRODUCED, CONTRADICTED, VACUOUS)}
-        told = f"{counted[REPRODUCED]} of {registered} core readings reproduced, {counted[CONTRADICTED]} contradicted"
-        told += f", {counted[VACUOUS]} vacuous" if counted[VACUOUS] else ""
-        yield told + (f", {registered - len(core)} not measured" if len(core) < registered else "")
+    counted = {word: sum(r.verdict == word for r in core) for word in (REPRODUCED, CONTRADICTED, VACUOUS)}
+    if registered > 1 or counted[VACUOUS]:
+        how_many = [f"{counted[REPRODUCED]} of {registered} core readings reproduced"]
+        how_many += [f"{counted[CONTRADICTED]} contradicted"]
+        how_many += [f"{counted[VACUOUS]} vacuous"] if counted[VACUOUS] else []
+        how_many += [f"{registered - len(core)} not measured"] if len(core) < registered else []
+        yield ", ".join(how_many)
     undecided = [r.estimate for r in tested if r.reading.core and r.p > alpha and r.says != VACUOUS]
     if undecided:
         yield what_decides(supported(claim), undecided, alpha, claim.unit)
@@ -352,20 +355,9 @@ def _how_far(claim: Claim, tested: Sequence[_Tested]) -> str:
     return "a disadvantage" if all(high < 0 for _, high in ends) else "no relevant advantage"
 
 
-def best(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict with the best evidence: paper, cpu, quick; official data first; what was not judged last."""
-
-    def rank(verdict: Verdict) -> tuple[bool, int, bool]:
-        return (
-            verdict.verdict not in JUDGED,
-            PROFILES.index(verdict.scale.profile),
-            verdict.scale.variant != "official",
-        )
-
-    first = min(verdicts, key=rank, default=None)
-    if first is None:
-        raise MgenbError("there is no verdict to choose from")
-    return first
+def rank(verdict: Verdict) -> tuple[bool, int, bool]:
+    """Return what orders verdicts, best evidence first: paper, cpu, quick; official data; what was not judged last."""
+    return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
 
 
 def _obstacle(claim: Claim, scale: Scale) -> str:

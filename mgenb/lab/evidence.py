@@ -1,6 +1,7 @@
-"""What was found: estimates, readings and reasons, stored as they come and judged all at once."""
+"""What was measured: estimates by claim and reading, and reasons, stored as they come and judged all at once."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 
 from mgenb import claims, stats
-from mgenb.claims.verdicts import finite
 from mgenb.errors import MgenbError
 from mgenb.lab import telling
 
@@ -46,100 +46,103 @@ class Bases:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured for a claim, on the networks at `places` (none: the first ones).
+    """What was measured for a claim under one reading, on the networks at `places` (none: the first ones).
 
-    blocked: why it proves nothing all the same; "" where it does.
+    blocked: why it proves nothing all the same; "" where it does. vacuous: the models are nearly copies of their base.
     """
 
     estimate: stats.Estimate
     places: tuple[Place, ...] = ()
     blocked: str = ""
+    vacuous: bool = False
 
 
 @dataclass
 class Evidence:
-    """What a notebook found, by claim; a cell that is run again overwrites what it said."""
+    """What a notebook measured, by claim and reading; a cell that is run again overwrites what it said."""
 
-    measured: dict[str, Measured] = field(default_factory=dict)
-    readings: dict[tuple[str, str], stats.Estimate] = field(default_factory=dict)
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
     untested: dict[str, str] = field(default_factory=dict)
     unfinished: str = ""  # as "7 of 12 parts", where not all that was planned has been measured
 
-
-@dataclass(frozen=True)
-class Judged:
-    """The verdicts of a notebook's claims, and what each reading alone would say (without Holm), as JSON rows."""
-
-    verdicts: tuple[claims.Verdict, ...] = ()
-    readings: tuple[dict[str, Any], ...] = ()
+    def of(self, claim: claims.Claim) -> dict[str, Measured]:
+        """Return reading -> what was measured for the claim."""
+        return {reading: measured for (name, reading), measured in self.measured.items() if name == claim.id}
 
 
-def judge(family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Place, Bases]) -> Judged:
-    """Judge the claims of a notebook as one family (Holm), in their order; settings are not judged.
+def judge(
+    family: Sequence[claims.Claim], evidence: Evidence, bases: Mapping[Place, Bases]
+) -> tuple[claims.Verdict, ...]:
+    """Judge the claims of a notebook together, in their order; settings are not judged.
 
     `bases` holds the base networks by place, the first ones first. Where something stands in the way of a claim (see
-    `_blocked`) it and its readings are *not tested*.
+    `_blocked`) it is *not tested*; a reading that proves nothing is left out.
     """
     if not bases:
         raise MgenbError("no base networks were made: call run.bases before run.verdicts")
     judged = [claim for claim in family if claim.kind != "setting"]
-    measured, untested = evidence.measured, evidence.untested
-    blocked = {claim.id: _blocked(claim, evidence, bases) for claim in judged}
+    measured = {claim.id: evidence.of(claim) for claim in judged}
+    blocked = {claim.id: _blocked(claim, measured[claim.id], evidence, bases) for claim in judged}
+    sound = {name: {r: m for r, m in readings.items() if not m.blocked} for name, readings in measured.items()}
     verdicts = claims.judge(
-        {claim.id: measured[claim.id].estimate for claim in judged if claim.id in measured},
-        {claim.id: _scale(claim, measured.get(claim.id), bases) for claim in judged},
-        {name: why if name in (*measured, *untested) else telling.UNTRIED for name, why in blocked.items()},
-        evidence.unfinished,
+        {name: {r: m.estimate for r, m in readings.items()} for name, readings in sound.items() if readings},
+        {claim.id: _scale(claim, measured[claim.id].values(), bases) for claim in judged},
+        blocked={name: why for name, why in blocked.items() if why},
+        vacuous=[(name, r) for name, readings in sound.items() for r, m in readings.items() if m.vacuous],
+        unfinished=evidence.unfinished,
     )
-    otherwise = claims.UNFINISHED if evidence.unfinished else ""
-    readings = [
-        _reading(claims.get(name), reading, estimate, claims.NOT_TESTED if blocked[name] else otherwise)
-        for (name, reading), estimate in evidence.readings.items()
-    ]
-    return Judged(tuple(verdicts), tuple(readings))
+    by_claim = {verdict.claim.id: verdict for verdict in verdicts}
+    return tuple(by_claim[claim.id] for claim in judged)
 
 
-def nothing_to_judge(bases: Sequence[Bases], differ: bool, left: float) -> str:
-    """Return why a measurement on `bases` proves nothing; "" where it does.
-
-    `differ`: whether the generated models differ from their base. `left`: the test accuracy of the better of two
-    methods that are compared; at chance there is nothing left to compare.
-    """
-    if not differ:
-        return "generated models do not differ from the base"
+def _at_chance(bases: Sequence[Bases], left: float) -> str:
+    """Return that nothing is left to compare where `left`, the accuracy of the better of two, is chance; else ""."""
     at_chance = bases and left < bases[0].chance + AT_CHANCE
     return f"both at chance: at most {100 * left:.1f} % are right" if at_chance else ""
 
 
-def _places(measured: Measured | None, bases: Mapping[Place, Bases]) -> Sequence[Place]:
-    return measured.places if measured and measured.places else list(bases)[:1]
+def measured_on(
+    bases: Mapping[Place, Bases], places: tuple[Place, ...], estimate: stats.Estimate, left: float, novelty: float
+) -> Measured:
+    """Return what was measured on the networks at `places`.
+
+    `left`: the test accuracy of the better of two methods that are compared. `novelty`: disagreement of the models
+    with their base, in that of two trained networks; see `claims.NOVELTY_FLOOR`.
+    """
+    blocked = _at_chance([bases[place] for place in places], left)
+    return Measured(estimate, places, blocked, novelty < claims.NOVELTY_FLOOR)
 
 
-def _blocked(claim: claims.Claim, evidence: Evidence, bases: Mapping[Place, Bases]) -> str:
+def _places(measured: Iterable[Measured], bases: Mapping[Place, Bases]) -> Sequence[Place]:
+    places = dict.fromkeys(place for reading in measured for place in reading.places)
+    return list(places) or list(bases)[:1]
+
+
+def _blocked(
+    claim: claims.Claim, measured: Mapping[str, Measured], evidence: Evidence, bases: Mapping[Place, Bases]
+) -> str:
     """Return why a claim is not tested, whatever was measured for it; "" where nothing is in the way.
 
-    The notebook says so, what was measured proves nothing, or all base networks behind it are unfit.
+    The notebook says so, nothing that was measured proves anything, or all base networks behind it are unfit.
     """
-    measured = evidence.measured.get(claim.id)
-    unfit = [bases[place].unfit for place in _places(measured, bases)]
-    of_bases = unfit[0] if all(unfit) and not claim.counted else ""
-    return evidence.untested.get(claim.id) or (measured.blocked if measured else "") or of_bases
+    if claim.id in evidence.untested:
+        return evidence.untested[claim.id]
+    if not measured:
+        return telling.UNTRIED
+    unfit = [bases[place].unfit for place in _places(measured.values(), bases)]
+    if all(unfit) and not claim.counted:
+        return unfit[0]
+    reasons = [reading.blocked for reading in measured.values()]
+    return reasons[0] if all(reasons) else ""
 
 
-def _scale(claim: claims.Claim, measured: Measured | None, bases: Mapping[Place, Bases]) -> claims.Scale:
+def _scale(claim: claims.Claim, measured: Iterable[Measured], bases: Mapping[Place, Bases]) -> claims.Scale:
     """Return the scale of a claim's evidence: of several networks all names, and the data furthest from official."""
     scales = [bases[place].scale for place in _places(measured, bases)]
     if claim.counted:
         return claims.Scale(scales[0].profile, "no data", "none", str(claim.scale.get("arch", "any")))
     names = {key: ", ".join(dict.fromkeys(getattr(scale, key) for scale in scales)) for key in ("dataset", "arch")}
     return replace(max(scales, key=lambda scale: VARIANTS.index(scale.variant)), **names)
-
-
-def _reading(claim: claims.Claim, reading: str, estimate: stats.Estimate, instead: str) -> dict[str, Any]:
-    low, high = estimate.interval()
-    verdict = instead or claims.decide(claim, (low, high))
-    measured = {"estimate": estimate.estimate, "low": finite(low), "high": finite(high)}
-    return {"claim": claim.id, "reading": reading, **measured, "verdict": verdict}
 
 
 def points_lost(look: Look, method: str) -> np.ndarray:
@@ -161,3 +164,15 @@ def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float
     rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
     left = max(float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
     return stats.paired(points_lost(look, worse), points_lost(look, better)), left
+
+
+def novelty(look: Look, method: str) -> float:
+    """Return how much models differ from their base, in units of how much two base networks differ.
+
+    Two differ by the share of images that one has right and the other wrong, mean over models, or over pairs of bases.
+    """
+    bases = [right for (label, *_), right in look.items() if label == "base"]
+    models = [(base, right) for (label, base, _), right in look.items() if label == method]
+    ours = [(right != look["base", base, 0]).double().mean() for base, right in models]
+    theirs = [(a != b).double().mean() for a, b in itertools.combinations(bases, 2)]
+    return float(np.mean(ours)) / max(float(np.mean(theirs)), 1e-9)

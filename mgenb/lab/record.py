@@ -16,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
 
-SCHEMA = 1
+SCHEMA = 2  # 2: readings stand with their claim
 OUTSIDE = ("schema", "stem", "profile", "figures", "context")  # the rest is the result: no time, path or version in it
 NEEDED = ("stem", "profile", "claims")  # even of an older form
 
@@ -41,7 +41,6 @@ class Record:
     networks: list[dict[str, Any]]
     margins: dict[str, float]
     claims: list[dict[str, Any]]
-    readings: list[dict[str, Any]]
     mechanism: dict[str, Any]
     tables: dict[str, Any]
     data: list[dict[str, Any]]
@@ -126,7 +125,7 @@ def audit(records: list[Record]) -> list[str]:
     """Return what a sceptic would ask about the records, one line each.
 
     Lists stale records and their margins that changed, uses of the test split, selection on it (leaks), and claims
-    whose verdict flips between readings of an ambiguous method.
+    on which readings differ.
     """
     from mgenb import claims
 
@@ -144,10 +143,9 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
     if uses := len(record.test_uses):
         lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
     lines += [f"LEAK, test images were used for selection: {leak['reason']}" for leak in record.leaks]
-    readings: dict[str, dict[str, str]] = {}
-    for row in record.readings:
-        readings.setdefault(row["claim"], {})[row["reading"]] = row["verdict"]
-    for name, verdicts in readings.items():
-        if len(set(verdicts.values())) > 1:
-            lines.append(f"{name} flips between readings: " + ", ".join(f"{r} {v}" for r, v in verdicts.items()))
+    for row in record.claims:
+        by_reading = {reading["name"]: reading["verdict"] for reading in row.get("readings", ())}
+        if len(set(by_reading.values())) > 1:
+            flips = ", ".join(f"{name}: {verdict}" for name, verdict in by_reading.items())
+            lines.append(f"{row['id']} differs between readings: {flips}")
     return lines

@@ -16,15 +16,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
 
 import mgenb
 from mgenb import claims, data, stats, store, training
+from mgenb.claims import printed
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, experiment, figures, parameters, rows, tables, telling
-from mgenb.lab.evidence import Bases, Evidence, Judged, Look, Measured, Place, compared, judge, nothing_to_judge
+from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
+from mgenb.lab.evidence import Bases, Evidence, Look, Place, compared, judge, measured_on
 from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record
 from mgenb.measure import population
@@ -218,42 +219,56 @@ class Run:
         self,
         claim_id: str,
         estimate: stats.Estimate,
+        reading: str | None = None,
         *,
-        differ: bool = True,
         networks: Iterable[Network] = (),
         left: float = 1.0,
+        novelty: float | None = None,
     ) -> None:
-        """Store what was measured for a claim, on `networks` or else the first ones.
+        """Store what was measured for a claim under one of its readings, on `networks` or else the first ones.
 
-        `differ`: whether the generated models differ from their base. `left`: the highest accuracy of what is
-        compared; at chance the claim is *not tested*, for nothing is left to compare.
+        `left`: the highest accuracy of what is compared; at chance nothing is left to compare. `novelty`: how much the
+        models differ from their base, in units of how much two trained networks differ; claims that near-copies would
+        fulfil need it. Raises MgenbError for a reading that is not registered, or none where there are several.
         """
+        claim = self._own(claim_id)
+        name = claim.reading(reading or (claim.readings[0].name if len(claim.readings) == 1 else "")).name
+        if claim.novelty and novelty is None:
+            raise MgenbError(
+                f"{claim_id} is about generated models; say how much they differ from their base: novelty="
+            )
         places = tuple(network.place for network in networks) or tuple(self.made)[:1]
-        blocked = nothing_to_judge([self.made[place] for place in places], differ, left)
-        self.findings.measured[self._own(claim_id)] = Measured(estimate, places, blocked)
+        floor = {"left": left, "novelty": 1.0 if novelty is None else novelty}
+        self.findings.measured[claim_id, name] = measured_on(self.made, places, estimate, **floor)
 
-    def compare(self, claim_id: str, look: Look, better: str, worse: str, network: Network | None = None) -> None:
+    def compare(
+        self,
+        claim_id: str,
+        look: Look,
+        better: str,
+        worse: str,
+        reading: str | None = None,
+        *,
+        network: Network | None = None,
+    ) -> None:
         """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
 
-        Where both are at chance the claim is *not tested*: nothing is left to compare.
+        Where both are at chance the reading proves nothing: nothing is left to compare.
         """
         estimate, left = compared(look, better, worse)
-        self.evidence(claim_id, estimate, networks=[network] if network else (), left=left)
+        self.evidence(claim_id, estimate, reading, networks=[network] if network else (), left=left)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Store why this notebook does not test a claim."""
-        self.findings.untested[self._own(claim_id)] = reason
+        self.findings.untested[self._own(claim_id).id] = reason
 
-    def reading(self, claim_id: str, reading: str, estimate: stats.Estimate) -> None:
-        """Store what another reading of the ambiguous method measured for a claim."""
-        self.findings.readings[self._own(claim_id), reading] = estimate
+    def _own(self, claim_id: str) -> claims.Claim:
+        claim = claims.get(claim_id)
+        if claim not in self.family:
+            raise MgenbError(f"claim {claim_id!r} is judged in {claim.notebook}, not in this notebook")
+        return claim
 
-    def _own(self, claim_id: str) -> str:
-        if claims.get(claim_id) not in self.family:
-            raise MgenbError(f"claim {claim_id!r} is judged in {claims.get(claim_id).notebook}, not in this notebook")
-        return claim_id
-
-    def judged(self) -> Judged:
+    def judged(self) -> tuple[claims.Verdict, ...]:
         """Judge all that was found until now."""
         return judge(self.family, self.findings, self.made)
 
@@ -261,17 +276,38 @@ class Run:
         """Print the claims of this notebook, from the registry; the cells of a table in one line."""
         print("\n".join(telling.sentences(self.family)))
 
+    def paper(self, table: str, *across: str) -> pd.DataFrame:
+        """Return a paper's table, as "mge.table2", in its own layout, with ours beside; the axes `across` are columns.
+
+        Ours is what was stored as evidence for a cell; a dash where nothing was run.
+        """
+        ours = {name: measured.estimate.estimate for (name, _), measured in self.findings.measured.items()}
+        return telling.grid(table, ours, *across)
+
+    def readings_of(self, claim_id: str) -> pd.DataFrame:
+        """Return the readings of a claim, as the registry fixed them before anything was measured."""
+        return telling.readings(self._own(claim_id))
+
+    def follows(self) -> None:
+        """Show what the papers' printed numbers say by themselves, before any experiment."""
+        for finding in printed.findings(self.notebook.stem):
+            display(Markdown(finding.sentence), finding.table)
+
     def verdicts(self) -> None:
-        """Judge what was found as one family (Holm) and print one token a claim."""
-        print("\n".join(telling.tokens(self.judged().verdicts)))
+        """Judge what was found (Holm over the notebook's claims) and print one token a claim."""
+        print("\n".join(telling.tokens(self.judged())))
 
     def claims_table(self) -> pd.DataFrame:
         """Return paper against measured, a row a claim of this notebook; a table's untested cells share one row."""
-        return telling.table(self.family, self.judged().verdicts)
+        return telling.table(self.family, self.judged())
 
-    def readings_table(self) -> pd.DataFrame:
-        """Return each reading's estimate, 95 % interval and what it alone would say (without Holm)."""
-        return pd.DataFrame(self.judged().readings).set_index(["claim", "reading"]).round(2)
+    def verdict(self, claim_id: str) -> claims.Verdict:
+        """Return the verdict on one claim, of all that was found until now."""
+        return next(verdict for verdict in self.judged() if verdict.claim == self._own(claim_id))
+
+    def specification(self, claim_id: str) -> Figure:
+        """Return the specification curve of a claim: what each reading measured, and which choices it is made of."""
+        return specification.curve(self.verdict(claim_id))
 
     def mechanism(self, name: str, value: object) -> None:
         """Print and record a fact of the method that holds at any scale; nbval compares it."""
@@ -309,7 +345,7 @@ class Run:
 
 def record_of(run: Run) -> Record:
     """Return the record of a run: what was run, what was found and judged, and where."""
-    judged = run.judged() if run.made else Judged()
+    judged = run.judged() if run.made else ()
     bases = [
         {"dataset": made.scale.dataset, "arch": made.scale.arch}
         | {"val_accuracy": list(made.val_accuracy), "test_accuracy": list(made.test_accuracy)}
@@ -337,8 +373,7 @@ def record_of(run: Run) -> Record:
         settings=run.chosen.settings,
         networks=[asdict(network) for network in run.networks],
         margins={claim.id: claim.margin for claim in run.family},
-        claims=[verdict.to_json() for verdict in judged.verdicts],
-        readings=list(judged.readings),
+        claims=[verdict.to_json() for verdict in judged],
         bases=bases,
         **run.notes,
     )

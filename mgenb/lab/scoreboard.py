@@ -1,13 +1,29 @@
-"""Every claim of both papers beside its best evidence, from the committed records alone."""
+"""Every claim of both papers beside its best evidence, from the committed records alone.
 
-from collections.abc import Sequence
+Central claims come first; cells of tables, checks and our controls stand apart. Counts and what cannot be otherwise
+(role "check") are no evidence for a paper, and enter no sentence.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mgenb import claims
-from mgenb.claims import JUDGED, NOT_TESTED, UNFINISHED, Claim, Verdict
-from mgenb.lab import catalog, telling
+from mgenb.claims import (
+    CONTRADICTED,
+    DEPENDS,
+    FAILS,
+    INCONCLUSIVE,
+    JUDGED,
+    NOT_TESTED,
+    REPRODUCED,
+    UNFINISHED,
+    Claim,
+    Verdict,
+)
+from mgenb.lab import telling
 from mgenb.lab.record import Record
 
 if TYPE_CHECKING:
@@ -16,6 +32,14 @@ if TYPE_CHECKING:
 STALE = "stale"  # what evidence there is was judged or measured by what is no longer so
 ORDER = (*JUDGED, UNFINISHED, NOT_TESTED, STALE)
 NO_RECORD = "nothing was run"
+PAPERS = {"mge": "MGE", "mega": "MeGA"}
+FURTHEST = 4.0  # margins from the end of what a claim allows that the forest plot shows
+PARTS = {  # of VERDICTS.md
+    "central": "What the papers are about",
+    "detail": "Details: cells of tables, numbers and smaller sentences",
+    "control": "Controls: what the papers lack",
+    "check": "Checks: counts, and what cannot be otherwise",
+}
 
 
 def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]]:
@@ -42,65 +66,142 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
                 frame.loc[name, ["verdict", "why", "outcome"]] = STALE, why, f"{STALE} [{record.profile}]"
             else:  # of a lower profile, or another notebook
                 frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
-    return frame
+    nulls = {notebook: _strongest_null(rows) for notebook, rows in frame.groupby("notebook")}
+    return frame.assign(null=frame["notebook"].map(nulls))
 
 
 def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
     row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
-    row |= {"outcome": verdict.outcome if verdict else "not tested yet", "scale": "", "hardware": ""}
+    row |= {"outcome": verdict.outcome if verdict else "not tested yet", "scale": "", "profile": "", "hardware": ""}
     if verdict is None or record is None:
-        return {**row, "why": NO_RECORD}
+        return {**row, "why": "a setting is not judged" if claim.kind == "setting" else NO_RECORD}
     if verdict.verdict not in JUDGED:
         return row
     scale, context = verdict.scale, record.context
-    where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset} [{scale}]"
+    where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset}"
     machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
-    return {**row, "scale": where, "hardware": machine}
+    return {**row, "scale": where, "profile": str(scale), "hardware": machine}
+
+
+def _strongest_null(rows: pd.DataFrame) -> str:
+    """Return the control of a notebook that speaks loudest against its claims; "" where none was judged."""
+    controls = rows[(rows["role"] == "control") & rows["verdict"].isin(JUDGED)]
+    order = [FAILS, DEPENDS, INCONCLUSIVE]
+    worst = min(controls.itertuples(), key=lambda c: order.index(c.verdict) if c.verdict in order else 9, default=None)
+    return f"{worst.verdict}: {worst.statement}" if worst else ""
 
 
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return how many claims of each verdict there are, a row for each value of the column `by`; settings left out."""
     judged = frame[frame["kind"] != "setting"]
     counted = pd.crosstab(judged[by], judged["verdict"])
-    return counted.reindex(columns=_shown(frame), fill_value=0).rename_axis(columns=None)
+    shown = [verdict for verdict in ORDER if verdict in counted]
+    return counted.reindex(columns=shown, fill_value=0).rename_axis(columns=None)
 
 
-def _shown(frame: pd.DataFrame) -> list[str]:
-    """Return the verdicts in their order; *unfinished* and *stale* only where something is."""
-    return [verdict for verdict in ORDER if verdict not in (UNFINISHED, STALE) or (frame["verdict"] == verdict).any()]
+def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
+    """Return the verdict on a paper in five sentences, from the verdicts on its central claims."""
+    central = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
+
+    def listed(*verdicts: str) -> str:
+        chosen = central[central["verdict"].isin(verdicts)]
+        return "; ".join(f"{row.statement.rstrip('.')} ({row.where})" for row in chosen.itertuples()) or "none"
+
+    number = {verdict: int((central["verdict"] == verdict).sum()) for verdict in ORDER}
+    left = len(central) - number[REPRODUCED] - number[CONTRADICTED] - number[DEPENDS]
+    depends = central[central["verdict"] == DEPENDS]
+    on = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in depends.itertuples())
+    return [
+        f"{PAPERS[paper]} makes {len(central)} central claims that can be judged: {number[REPRODUCED]} are reproduced,"
+        f" {number[CONTRADICTED]} contradicted, {number[DEPENDS]} depend on how the paper is read, {left} are open.",
+        f"Reproduced: {listed(REPRODUCED)}.",
+        f"Contradicted: {listed(CONTRADICTED)}.",
+        f"Depending on the reading: {on or 'none'}.",
+        f"Open, for want of evidence: {listed(INCONCLUSIVE, UNFINISHED, NOT_TESTED, STALE)}.",
+    ]
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """Return the claims that have a verdict, or had, as a table in Markdown, with links from the project's root."""
-    lines = ["| verdict | claim | measured (95 %) | scale | in |", "|---|---|---|---|---|"]
-    for row in frame[frame["verdict"].isin((*JUDGED, STALE))].sort_values("notebook", kind="stable").to_dict("records"):
+def central(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
+    """Return one page: the central claims of a paper with what was measured, the strongest null and the verdict."""
+    chosen = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
+    page = chosen[["statement", "paper value", "measured", "null", "verdict", "readings", "profile", "notebook"]]
+    names = {"measured": "ours", "null": "strongest null", "readings": "readings that agree", "profile": "scale"}
+    return page.rename(columns=names).assign(notebook=page["notebook"].str[:2]).set_index("statement")
+
+
+def markdown(frame: pd.DataFrame, roles: Sequence[str] = ("central",)) -> str:
+    """Return the claims of these roles that were tried as a table in Markdown, with links from the project's root."""
+    lines = ["| verdict | claim | paper | ours | readings | scale | in |", "|---|---|---|---|---|---|---|"]
+    shown = frame[frame["role"].isin(roles) & (frame["verdict"] != NOT_TESTED)]
+    for row in shown.sort_values(["paper", "notebook"], kind="stable", ascending=[False, True]).to_dict("records"):
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
-        claim = f"{row['statement']} ({row['where']})"
-        lines.append(f"| {row['verdict']} | {claim} | {row['measured']} | {row['scale']} | {link} |")
+        claim, badge = f"{row['statement']} ({row['where']})", f"`{row['profile']}`" if row["profile"] else ""
+        cells = (f"**{row['verdict']}**", claim, row["paper value"], row["measured"], row["readings"], badge, link)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def chart(frame: pd.DataFrame) -> "Figure":
-    """Return the one-figure summary: claims of each notebook by verdict; comparisons left, printed numbers right."""
+def untested(frame: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for each reason why claims are not tested, with the claims; cells of a table are one."""
+    chosen = frame[(frame["verdict"] == NOT_TESTED) & (frame["kind"] != "setting")]
+    for (notebook, why), rows in chosen.groupby(["notebook", "why"], sort=False):
+        families: dict[str, list[str]] = {}
+        for name in rows.index:
+            families.setdefault(".".join(name.split(".")[:2]), []).append(name)
+        names = [
+            f"`{key}.*` ({len(of)})" if len(of) > 2 else ", ".join(f"`{n}`" for n in of) for key, of in families.items()
+        ]
+        yield f"- {notebook[:2]}: {', '.join(names)}: {why}."
+
+
+def document(frame: pd.DataFrame) -> str:
+    """Return VERDICTS.md: five sentences a paper, then every claim by role, then what was not tested, and why."""
+    lines = ["# Verdicts", "", "Made by `mgenb refresh` from the committed records; nothing here is typed.", ""]
+    for paper, name in PAPERS.items():
+        lines += [f"## {name} in five sentences", "", *(f"- {line}" for line in sentences(frame, paper)), ""]
+    for role, title in PARTS.items():
+        lines += [f"## {title}", "", markdown(frame, (role,)), ""]
+    return "\n".join([*lines, "## Not tested, and why", "", *untested(frame), ""])
+
+
+def forest(records: Sequence[Record], paper: str) -> "Figure":
+    """Return the central claims of a paper that were judged, in units of their margins, with what they allow shaded.
+
+    Zero is the end of what the claim allows that lies nearest; to the right it holds. Intervals are those that decided.
+    """
     import matplotlib.pyplot as plt  # slow to load, as is what follows
 
     from mgenb.lab import figures
 
-    stems, shown = sorted(set(frame[frame["kind"] != "setting"]["notebook"])), _shown(frame)
-    reproduces = {notebook.stem: notebook.reproduces for notebook in catalog.notebooks()}
-    printed = frame["kind"] == "value"
-    sides = {"sentences and comparisons": ~printed, "printed numbers and curves": printed}
-    fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.9 + 0.32 * len(stems)), sharey=True)
-    for ax, (title, chosen) in zip(axes, sides.items(), strict=True):
-        counted = counts(frame[chosen], "notebook").reindex(stems, columns=shown, fill_value=0)
-        counted.plot.barh(ax=ax, stacked=True, width=0.8, legend=False, color=list(map(figures.colour, shown)))
-        for bars in ax.containers:
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            ax.bar_label(bars, fmt=lambda n: f"{n:g}" if n else "", label_type="center", fontsize=7, bbox=box)
-        ax.set(title=title, xlabel="claims", ylabel=None)
-        ax.grid(visible=False, axis="y")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_yticks(range(len(stems)), [f"{stem[:2]}  {reproduces.get(stem, 'no notebook yet')}" for stem in stems])
-    axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    judged = [verdict for verdict, _ in best_verdicts(records).values() if verdict.verdict in JUDGED]
+    order = {claim.id: place for place, claim in enumerate(claims.load(paper)) if claim.role == "central"}
+    shown = sorted((v for v in judged if v.claim.id in order), key=lambda verdict: order[verdict.claim.id])
+    fig, ax = plt.subplots(figsize=(7.6, 0.9 + 0.34 * max(len(shown), 1)))
+    ax.axvspan(0, FURTHEST, color=figures.BAND, linewidth=0, zorder=0)
+    ax.axvline(0, color=figures.MUTED, linewidth=1)
+    for place, verdict in enumerate(shown):
+        colour = figures.colour(verdict.verdict)
+        ends = [_inside(verdict.claim, end) for end in (verdict.low, verdict.estimate, verdict.high)]
+        low, centre, high = ends[0], ends[1], ends[2]
+        ax.plot(sorted((low, high)), [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+        ax.plot(centre, place, figures.MARKERS[verdict.verdict], color=colour, label=verdict.verdict)
+    ax.set_yticks(range(len(shown)), [f"{v.claim.id}  [{v.scale.profile}]" for v in shown], fontsize=7.5)
+    ax.set(ylim=(len(shown) - 0.4, -0.6), xlim=(-FURTHEST, FURTHEST))
+    ax.set_xlabel("margins beyond the end of what the claim allows (shaded: it holds; cut at the frame)")
+    ax.grid(visible=False, axis="y")
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(handles.values(), handles, loc="outside upper center", ncols=4)
     return fig
+
+
+def _inside(claim: Claim, value: float | None) -> float:
+    """Return how far a value lies inside what the claim allows (outside: negative), in margins, cut to the frame."""
+    least, most = claims.supported(claim)
+    ends = [end for end in (least, most) if math.isfinite(end)]
+    unit = claim.margin or max(map(abs, ends)) or 1.0
+    if claim.relative and claim.paper_value:
+        unit = claim.margin * claim.paper_value
+    if value is None:
+        return -FURTHEST
+    inside = min(value - least, most - value) / unit
+    return max(-FURTHEST, min(FURTHEST, inside))

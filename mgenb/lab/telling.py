@@ -3,7 +3,7 @@
 The cells of one table of a paper share a line where nothing was measured for them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ def sentences(of: Sequence[claims.Claim]) -> Iterator[str]:
     tables = [_table(claim) for claim in of]
     for claim, count in _shared(sorted(of, key=lambda claim: tables.index(_table(claim))), of):
         name = claim.id if count == 1 else f"{_table(claim)[0]}.*, {count} claims, the first of which"
-        yield f"{name} ({claim.where}; {claim.origin}; {claim.kind}, margin {claim.margin:g} {claim.unit})"
+        yield f"{name} ({claim.where}; {claim.role}; {claim.kind}{_margin(claim)})"
         yield f"    {claim.statement}"
 
 
@@ -44,14 +44,58 @@ def table(of: Sequence[claims.Claim], verdicts: Sequence[claims.Verdict]) -> pd.
 
 def row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, str]:
     """Return what the paper says beside what was measured; None: nothing was judged."""
-    row = {"claim": claim.id, "where": claim.where, "says": claim.origin, "statement": claim.statement}
-    row |= {"paper value": claim.printed_value, "measured": "", "n": ""}
+    row = {"claim": claim.id, "where": claim.where, "role": claim.role, "statement": claim.statement}
+    row["paper value"] = claim.printed_value
     if verdict is None:
-        return {**row, "verdict": claims.NOT_TESTED, "why": "a setting is not judged"}
-    if verdict.estimate is not None:
-        ends = ", ".join("?" if end is None else f"{end:.2f}" for end in (verdict.low, verdict.high))
-        row |= {"measured": f"{verdict.estimate:.2f} [{ends}] {claim.unit}", "n": f"{verdict.n} {verdict.unit}"}
-    return {**row, "verdict": verdict.verdict, "why": verdict.reason}
+        return {**row, "measured": "", "n": "", "verdict": claims.NOT_TESTED, "readings": "", "why": ""}
+    row |= {"measured": verdict.measured, "n": verdict.replicates, "verdict": verdict.verdict}
+    return {**row, "readings": agreeing(verdict), "why": verdict.reason}
+
+
+def agreeing(verdict: claims.Verdict) -> str:
+    """Return how many of the registered core readings say the same, as "3 of 6"; "" where there is but one."""
+    core = sum(reading.core for reading in verdict.claim.readings)
+    if core == 1 or not verdict.readings:
+        return ""
+    words = {claims.PASSES: claims.REPRODUCED, claims.FAILS: claims.CONTRADICTED}
+    says = words.get(verdict.verdict, verdict.verdict)
+    same = sum(reading.core and reading.verdict == says for reading in verdict.readings)
+    return f"{same} of {core}" if says in (claims.REPRODUCED, claims.CONTRADICTED) else f"of {core}"
+
+
+def readings(claim: claims.Claim) -> pd.DataFrame:
+    """Return the readings of a claim: whether each is core, and for each choice what it says and how it stands."""
+    rows = []
+    for reading in claim.readings:
+        for name, level in reading.choices.items():
+            point = claims.points(claim.paper)[name]
+            about = point.levels[level]
+            rows.append([reading.name, "core" if reading.core else "open", point.what, about["says"], about["stands"]])
+    columns = ["reading", "", "on", "says", "stands as"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
+
+
+def grid(table: str, ours: Mapping[str, float], *across: str) -> pd.DataFrame:
+    """Return a paper's table in its layout with ours beside; `ours` maps cells' ids to numbers. A dash: no number."""
+    cells = claims.cells(table)
+    names = claims.names(cells[0].paper)
+
+    def shown(number: float | None, like: str) -> str:
+        digits = len(like.partition(".")[2])
+        return "-" if number is None else f"{number:.{digits}f}"
+
+    rows: list[dict[str, str]] = []
+    for cell in cells:
+        place = {axis: names.get(value, value.replace("_", " ")) for axis, value in cell.place.items()}
+        printed = cell.printed_value or "not given"
+        rows += [{**place, "of": "paper", "": printed}, {**place, "of": "ours", "": shown(ours.get(cell.id), printed)}]
+    return pd.DataFrame(rows).set_index([*cells[0].place, "of"])[""].unstack([*across, "of"], sort=False)
+
+
+def _margin(claim: claims.Claim) -> str:
+    if not claim.margin:
+        return ""
+    return f", margin {100 * claim.margin:g} %" if claim.relative else f", margin {claim.margin:g} {claim.unit}"
 
 
 def _table(claim: claims.Claim) -> tuple[str, str]:

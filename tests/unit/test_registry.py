@@ -121,16 +121,17 @@ def test_claims_import_neither_torch_nor_scipy_stats():
 
 
 def test_grids_have_the_papers_layout():
-    table = printed.grid("mge.table2", columns=2)
-    assert table.shape == (4, 8)
-    assert list(table.index) == ["mnist", "fashion_mnist", "cifar10", "gtsrb"]
-    assert table.loc["gtsrb", ("vgg11", "trained")] == 97.64
-    times = printed.grid("mge.table3", columns=2)
+    table = printed.grid("mge.table2", "arch")
+    assert table.shape == (8, 4)
+    assert list(table) == ["lenet", "alexnet", "vgg11", "resnet18"]
+    assert list(dict.fromkeys(table.index.get_level_values(0))) == ["mnist", "fashion_mnist", "cifar10", "gtsrb"]
+    assert table.loc[("gtsrb", "trained"), "vgg11"] == 97.64
+    times = printed.grid("mge.table3", "models", "action")
     assert times.shape == (4, 6)
     assert times.isna().sum().sum() == 6
-    assert printed.grid("mega.table2").shape == (3, 10)
-    with pytest.raises(MgenbError, match="no table"):
-        printed.grid("mge.table9")
+    assert printed.grid("mega.table2", "model").shape == (3, 10)
+    with pytest.raises(MgenbError, match=r"no table 'mge\.table9'; did you mean"):
+        printed.grid("mge.table9", "arch")
 
 
 SAYS = {  # computed by hand from the papers' pages
