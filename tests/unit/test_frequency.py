@@ -1,6 +1,7 @@
 """The DCT against scipy's, bands, energy, and what each selection chooses."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mgenb.errors import MgenbError
 from mgenb.mge import frequency
 
 TRANSFORMS = (*frequency.TRANSFORMS, "shuffled:0", "shuffled:7")
-BAND = {"transform": "flat", "seed": 0}
+BAND: dict[str, Any] = {"transform": "flat", "seed": 0}
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 
 
@@ -317,7 +318,7 @@ def test_fig7_zeroes_a_tenth_of_its_band_or_of_both_together(band, size):
 
 def test_fig7_marks_the_weights_that_change_most_or_least():
     weight = tensor((16, 6, 5, 5))
-    how = {"domain": "weights", "band": "low+mid", "seed": 5}
+    how: dict[str, Any] = {"domain": "weights", "band": "low+mid", "seed": 5}
     order = frequency.fig7_change(weight, "low+mid", "flat", 5).abs().reshape(-1).numpy().argsort()
     for marks, places in (("most", order[-240:]), ("least", order[:240])):
         mask = frequency.select(weight, "fig7", 240, marks=marks, **how).reshape(-1)
