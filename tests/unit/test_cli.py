@@ -20,7 +20,7 @@ PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = None  # size\nda
 RECORD = """
 import json, os, pathlib
 out = pathlib.Path(os.environ["MGENB_OUT"])
-claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
+claims = [{"id": "mge.fig7.mask_unimportant", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
 result["settings"] = {"seen": [seed, z, dataset, val]}
@@ -29,7 +29,7 @@ result["settings"] = {"seen": [seed, z, dataset, val]}
 print("mechanism kept: True")
 print(TOKEN)
 """
-TOKEN = "mge.fig7.mask_beats_random: contradicted [quick, sample]"
+TOKEN = "mge.fig7.mask_unimportant: contradicted [quick, sample]"
 
 
 def write_notebook(root: Path, *cells: str) -> Path:
@@ -230,7 +230,7 @@ def test_list_shows_cost_and_records(call):
 @pytest.mark.usefixtures("two_records")
 def test_claims_shows_the_verdict_of_the_best_evidence(call):
     code, out, _ = call("claims", "--paper", "mge", "--audit")
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert code == 0
     assert line.endswith("contradicted [cpu]")
     assert "not transcribed" in out
@@ -262,13 +262,13 @@ def test_a_stale_record_is_shown_as_stale_everywhere(project, call, recorded, ch
     listed = call("list")[1]
     assert why in next(line for line in listed.splitlines() if "STALE, no evidence" in line)
     out = call("claims", "--paper", "mge", "--audit")[1]
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert line.endswith("contradicted [quick]")
     assert f"{STEM} (cpu): stale: " in out
     assert call("claims", "--markdown")[1].splitlines()[2].startswith("| contradicted | ")
     (project / "figures" / "quick" / f"{STEM}.json").unlink()
     out = call("claims", "--paper", "mge")[1]
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert line.endswith("stale [cpu]")
     assert "1 stale" in out.splitlines()[-1]
     assert call("claims", "--markdown")[1].splitlines()[2].startswith("| stale | ")
