@@ -73,7 +73,7 @@ def cluster(tmp_path_factory):
             yield found.scheduler_address
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recorded():
     """What makes a record of notebook 03 with one claim, made by today's registry and experiment."""
     from mgenb import claims

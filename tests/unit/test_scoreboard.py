@@ -15,11 +15,11 @@ ID = "mge.fig7.mask_unimportant"
 JUDGEABLE = [claim for claim in claims.load() if claim.kind != "setting"]
 
 
-def inner(claim):
+def inner(claim: claims.Claim) -> tuple[float, float, float]:
     """Return a value well inside what a claim allows, one as far outside, and one margin in its unit."""
     least, most = claims.supported(claim)
     ends = [end for end in (least, most) if np.isfinite(end)]
-    unit = (claim.margin * (claim.paper_value if claim.relative else 1)) or max(map(abs, ends)) or 1.0
+    unit = (claim.margin * (claim.paper_value or 1 if claim.relative else 1)) or max(map(abs, ends)) or 1.0
     if len(ends) > 1:
         return (least + most) / 2, most + 2 * unit, unit
     side = 1 if np.isfinite(least) else -1
@@ -38,7 +38,7 @@ def estimates(claim, rng):
     return by_reading
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def full(recorded):
     """Records of all notebooks at the paper's own scale, for nine claims in ten."""
     rng = np.random.default_rng(3)
@@ -246,12 +246,14 @@ def test_the_forest_plot_draws_every_judged_central_claim_once(full, paper):
     judged = frame[frame["verdict"].isin(claims.JUDGED) & (frame["role"] == "central") & (frame["paper"] == paper)]
     (ax,) = fig.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"{name}  [paper]" for name in judged.index]
-    drawn = {line.get_ydata()[0]: line for line in ax.lines if line.get_marker() in figures.MARKERS.values()}
+    lines = [line for line in ax.lines if line.get_marker() in figures.MARKERS.values()]
+    drawn = {np.asarray(line.get_ydata()).item(): line for line in lines}
+    assert len(drawn) == len(lines)
     assert set(drawn) == set(range(len(judged)))
     for place, verdict in enumerate(judged["verdict"]):
         assert drawn[place].get_label() == verdict
         side = {"reproduced": 1, "contradicted": -1}.get(verdict)
-        assert side is None or side * drawn[place].get_xdata()[0] > 0
-    assert fig.bbox.padded(1).contains(*fig.get_tightbbox().transformed(fig.dpi_scale_trans).min)
-    assert fig.bbox.padded(1).contains(*fig.get_tightbbox().transformed(fig.dpi_scale_trans).max)
+        assert side is None or side * np.asarray(drawn[place].get_xdata()).item() > 0
+    for corner in fig.get_tightbbox().transformed(fig.dpi_scale_trans).get_points():
+        assert fig.bbox.padded(1).contains(*corner)
     plt.close(fig)
