@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mgenb import claims
-from mgenb.claims import (
-    CONTRADICTED,
-    DEPENDS,
-    FAILS,
-    INCONCLUSIVE,
-    JUDGED,
-    NOT_TESTED,
-    REPRODUCED,
-    UNFINISHED,
-    Claim,
-    Verdict,
-)
+from mgenb.claims import INCONCLUSIVE, JUDGED, NOT_TESTED, UNFINISHED, Claim, Verdict
 from mgenb.lab import record, telling
 from mgenb.lab.record import Record
 
@@ -47,22 +36,21 @@ PARTS = {  # of VERDICTS.md
 TABLE_IN_README = re.compile(r"(?<=<!-- mgenb claims --markdown -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 
 
-def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]]:
-    """Return claim id -> its verdict of the best evidence, and the record that holds it.
+def best_verdicts(records: Sequence[Record]) -> dict[str, Verdict]:
+    """Return claim id -> its verdict of the best evidence.
 
     Stale records are no evidence, and claims that the registry has dropped are left out.
     """
     known = {claim.id for claim in claims.load()}
-    fresh = [record for record in records if not record.stale]
-    evidence = [(Verdict.from_json(row), record) for record in fresh for row in record.claims if row["id"] in known]
-    evidence.sort(key=lambda pair: claims.rank(pair[0]), reverse=True)  # of two for one claim the later one stays
-    return {verdict.claim.id: (verdict, record) for verdict, record in evidence}
+    rows = [row for made in records if not made.stale for row in made.claims]
+    verdicts = [Verdict.from_json(row) for row in rows if row["id"] in known]
+    return {verdict.claim.id: verdict for verdict in sorted(verdicts, key=claims.rank, reverse=True)}  # the last stays
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
     """Return a row for each claim of `paper` ("mge", "mega"; None: both), settings too, by id."""
     stale = {row["id"]: made for made in records if made.stale for row in made.claims if row["verdict"] in JUDGED}
-    best = {name: verdict for name, (verdict, _) in best_verdicts(records).items()}
+    best = best_verdicts(records)
     rows = [_row(claim, best.get(claim.id), stale.get(claim.id)) for claim in claims.load(paper)]
     frame = pd.DataFrame(rows).set_index("claim")
     nulls = {notebook: _strongest_null(rows) for notebook, rows in frame.groupby("notebook")}
@@ -79,7 +67,7 @@ def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[st
         row |= {"scale": str(scale), "networks": networks}
     if stale:
         note = f"{stale.label}: {stale.stale}"
-        if row["scale"]:  # fresh evidence, of a lower profile
+        if row["scale"]:  # there is fresh evidence as well
             row["why"] = "; ".join(filter(None, (row["why"], f"{STALE}: {note}")))
         else:
             row |= {"verdict": STALE, "why": note, "outcome": f"{STALE} [{stale.profile}]"}
@@ -89,7 +77,7 @@ def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[st
 def _strongest_null(rows: pd.DataFrame) -> str:
     """Return the control of a notebook that speaks loudest against its claims; "" where none was judged."""
     controls = rows[(rows["role"] == "control") & rows["verdict"].isin(JUDGED)]
-    order = [FAILS, DEPENDS, INCONCLUSIVE]
+    order = [claims.FAILS, claims.DEPENDS, INCONCLUSIVE]
     worst = min(controls.itertuples(), key=lambda c: order.index(c.verdict) if c.verdict in order else 9, default=None)
     return f"{worst.verdict}: {worst.statement}" if worst else ""
 
@@ -107,14 +95,15 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
     central = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
     of = {verdict: list(central[central["verdict"] == verdict].itertuples()) for verdict in ORDER}
     listed = {verdict: "; ".join(row.statement.rstrip(".") for row in rows) or "none" for verdict, rows in of.items()}
-    depends = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in of[DEPENDS])
+    depends = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in of[claims.DEPENDS])
     number = {verdict: len(rows) for verdict, rows in of.items()}
     left = {verdict: number[verdict] for verdict in (INCONCLUSIVE, UNFINISHED, NOT_TESTED, STALE)}
     return [
-        f"Of {len(central)} central claims of {PAPERS[paper]}, {number[REPRODUCED]} reproduced,"
-        f" {number[CONTRADICTED]} contradicted, {number[DEPENDS]} dependent on the reading, {sum(left.values())} open.",
-        f"Reproduced: {listed[REPRODUCED]}.",
-        f"Contradicted: {listed[CONTRADICTED]}.",
+        f"Of {len(central)} central claims of {PAPERS[paper]}, {number[claims.REPRODUCED]} reproduced,"
+        f" {number[claims.CONTRADICTED]} contradicted, {number[claims.DEPENDS]} dependent on the reading,"
+        f" {sum(left.values())} open.",
+        f"Reproduced: {listed[claims.REPRODUCED]}.",
+        f"Contradicted: {listed[claims.CONTRADICTED]}.",
         f"Dependent on how the paper is read: {depends or 'none'}.",
         f"Open ({', '.join(f'{count} {verdict}' for verdict, count in left.items() if count) or 'none'});"
         f" measured but inconclusive: {listed[INCONCLUSIVE]}.",
@@ -195,7 +184,7 @@ def forest(records: Sequence[Record], paper: str) -> "Figure":
 
     from mgenb.lab import figures
 
-    best = {name: verdict for name, (verdict, _) in best_verdicts(records).items() if verdict.verdict in JUDGED}
+    best = {name: verdict for name, verdict in best_verdicts(records).items() if verdict.verdict in JUDGED}
     shown = [best[claim.id] for claim in claims.load(paper) if claim.role == "central" and claim.id in best]
     fig, ax = plt.subplots(figsize=(7.6, 1.2 + 0.34 * max(len(shown), 1)))
     ax.axvspan(0, FURTHEST, color=figures.BAND, linewidth=0, zorder=0)
