@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import mgenb
 from mgenb import claims, lab, mge, stats
+from mgenb.claims import printed
 from mgenb.data import SealedSplit, Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, evidence
@@ -85,10 +86,10 @@ def test_what_is_not_given_comes_from_the_profile(capsys):
     run = start("cpu", seed=3, bases=None, share=None, arch=None, epochs=2)
     assert vars(run.settings) == {**defaults, "epochs": 2}
     assert (run.settings.bases, run.settings.arch, run.settings.epochs) == (defaults["bases"], defaults["arch"], 2)
-    printed = capsys.readouterr()
-    assert f"{STEM}: profile cpu, seed 3" in printed.out
-    assert "epochs = 2" in printed.out
-    assert "device cpu" in printed.err  # nbval compares stdout, and machines differ
+    out = capsys.readouterr()
+    assert f"{STEM}: profile cpu, seed 3" in out.out
+    assert "epochs = 2" in out.out
+    assert "device cpu" in out.err  # nbval compares stdout, and machines differ
 
 
 @pytest.mark.parametrize(
@@ -240,9 +241,9 @@ def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, caps
     run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
     run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]), "network")
     run.verdicts()
-    printed = capsys.readouterr().out
-    assert "mega.table1.params.resnet56: reproduced [quick, no data]" in printed
-    assert "mega.text.better_than_parents: not tested [quick, sample" in printed
+    tokens = capsys.readouterr().out
+    assert "mega.table1.params.resnet56: reproduced [quick, no data]" in tokens
+    assert "mega.text.better_than_parents: not tested [quick, sample" in tokens
 
 
 def test_verdicts_need_base_networks_and_evidence_a_known_claim():
@@ -513,9 +514,9 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, caps
     assert [run.fit(network) for network in run.networks] == [True, False]
     capsys.readouterr()
     run.verdicts()
-    printed = capsys.readouterr().out
-    assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample, networks=fine + too high, val=100" in printed
-    assert "mge.table2.* (32 value claims): not tested [quick, sample" in printed
+    tokens = capsys.readouterr().out
+    assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample, networks=fine + too high, val=100" in tokens
+    assert "mge.table2.* (32 value claims): not tested [quick, sample" in tokens
     below = run.verdict("mge.table2.as_good.fashion_mnist.lenet")
     assert below.verdict == claims.NOT_TESTED
     assert below.scale.dataset == "fashion_mnist"
@@ -588,7 +589,10 @@ def test_what_the_printed_numbers_say_is_shown(judging, monkeypatch):
     shown = []
     monkeypatch.setattr("mgenb.lab.run.display", lambda *values: shown.append(values))
     judging("07_time_ratio").follows()
-    assert len(shown) == 4
-    assert "4.45 to 24.78 %" in shown[0][0].data
-    judging().follows()
-    assert len(shown) == 4
+    found = printed.findings("07_time_ratio")
+    assert [sentence.data for sentence, _ in shown] == [finding.sentence for finding in found]
+    assert all(table.equals(finding.table) for (_, table), finding in zip(shown, found, strict=True))
+    assert any("4.45 to 24.78 %" in sentence.data for sentence, _ in shown)
+    shown.clear()
+    judging().follows()  # none
+    assert shown == []
