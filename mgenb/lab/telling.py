@@ -57,9 +57,10 @@ def agreeing(verdict: claims.Verdict) -> str:
     core = sum(reading.core for reading in verdict.claim.readings)
     if core == 1 or not verdict.readings:
         return ""
+    if verdict.verdict not in (claims.DEPENDS, claims.INCONCLUSIVE):
+        return f"{core} of {core}"
     words = [reading.verdict for reading in verdict.readings if reading.core]
-    held, failed = words.count(claims.REPRODUCED), words.count(claims.CONTRADICTED)
-    return f"{core} of {core}" if core in (held, failed) else f"{held} for, {failed} against, of {core}"
+    return f"{words.count(claims.REPRODUCED)} for, {words.count(claims.CONTRADICTED)} against, of {core}"
 
 
 def readings(claim: claims.Claim) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mgenb import claims, stats
-from mgenb.lab import catalog, figures, record, scoreboard
+from mgenb.lab import catalog, figures, record, scoreboard, telling
 
 ROOT = Path(__file__).parents[2]
 ID = "mge.fig7.mask_unimportant"
@@ -197,6 +197,20 @@ def test_a_page_holds_the_central_claims_with_the_null_that_speaks_loudest(full)
         word, _, statement = row[page.columns.get_loc("strongest null") + 1].partition(": ")
         assert not word or statement in set(judged.loc[judged["verdict"] == word, "statement"])
         assert word == "fails" or "fails" not in set(judged["verdict"])
+
+
+def test_readings_are_counted_for_and_against_where_they_do_not_decide(full):
+    best = scoreboard.best_verdicts(full)
+    several = [v for v in best.values() if v.verdict in claims.JUDGED and sum(r.core for r in v.claim.readings) > 1]
+    assert {v.verdict for v in several} >= {"reproduced", "contradicted", "depends", "inconclusive"}
+    for verdict in several:
+        told = list(map(int, re.findall(r"\d+", telling.agreeing(verdict))))
+        core = sum(reading.core for reading in verdict.claim.readings)
+        if verdict.verdict in ("depends", "inconclusive"):
+            words = [reading.verdict for reading in verdict.readings if reading.core]
+            assert told == [words.count("reproduced"), words.count("contradicted"), core]
+        else:
+            assert told == [core, core]
 
 
 def test_publishing_writes_both_files_once(tmp_path, monkeypatch, recorded):
