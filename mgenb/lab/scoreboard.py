@@ -26,7 +26,8 @@ ORDER = (*JUDGED, UNFINISHED, NOT_TESTED, STALE)
 NO_RECORD = "nothing was run"
 PAPERS = {"mge": "MGE", "mega": "MeGA"}
 MANY = 3  # cells of one table that are no longer listed one by one
-FURTHEST = 4.0  # margins from the end of what a claim allows that the forest plot shows
+FURTHEST = 100.0  # margins from the end of what a claim allows that the forest plot shows
+TICKS = (-100, -10, -1, 0, 1, 10, 100)
 PARTS = {  # of VERDICTS.md
     "central": "What the papers are about",
     "detail": "Details: cells of tables, numbers and smaller sentences",
@@ -179,6 +180,7 @@ def forest(records: Sequence[Record], paper: str) -> "Figure":
     """Return the central claims of a paper that were judged, in units of their margins, with what they allow shaded.
 
     Zero is the end of what the claim allows that lies nearest; to the right it holds. Intervals are those that decided.
+    The axis is linear up to one margin, logarithmic beyond.
     """
     import matplotlib.pyplot as plt  # slow to load, as is what follows
 
@@ -198,6 +200,8 @@ def forest(records: Sequence[Record], paper: str) -> "Figure":
         centre = inside(verdict.claim, verdict.estimate)[0]
         ax.plot(centre, place, marker, color=colour, markersize=7, label=verdict.verdict, clip_on=False)
     ax.set_yticks(range(len(shown)), [f"{v.claim.id}  [{v.scale.profile}]" for v in shown], fontsize=7.5)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS], minor=False)
     ax.set(ylim=(len(shown) - 0.4, -0.6), xlim=(-FURTHEST, FURTHEST))
     ax.set_xlabel("margins inside what the claim allows (shaded: it holds; strokes: all readings)")
     ax.grid(visible=False, axis="y")
