@@ -1,7 +1,6 @@
 """The specification curve: what each reading of a claim measured, and which choices it is made of."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -56,7 +55,7 @@ def _estimates(ax: Axes, verdict: Verdict, readings: Sequence[ReadingVerdict]) -
         )
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    ax.set(ylim=limits, ylabel=textwrap.fill(verdict.claim.unit, 26))
+    ax.set(ylim=limits, ylabel=verdict.claim.unit)
     ax.grid(visible=False, axis="x")
 
 
