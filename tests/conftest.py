@@ -73,13 +73,13 @@ def cluster(tmp_path_factory):
             yield found.scheduler_address
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recorded():
     """What makes a record of notebook 03 with one claim, made by today's registry and experiment."""
     from mgenb import claims
     from mgenb.lab import record
 
-    def make(verdict="reproduced", profile="cpu", claim="mge.fig7.mask_beats_random", **changed):
+    def make(verdict="reproduced", profile="cpu", claim="mge.fig7.mask_unimportant", **changed):
         scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet", "changed": ""}
         numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "n": 5, "unit": "seeds", "reason": "why not"}
         row = {"id": claim, "verdict": verdict, "token": f"{claim}: {verdict} [{profile}]", "scale": scale, **numbers}

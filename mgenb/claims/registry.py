@@ -93,7 +93,12 @@ class Claim:
     @property
     def printed_value(self) -> str:
         """The paper's number as a table shows it; "-" for its dash, "" where it has none."""
-        return "-" if self.dash else "" if self.paper_value is None else f"{self.paper_value:g}"
+        return "-" if self.dash else "" if self.paper_value is None else f"{self.paper_value:.10g}"
+
+    @property
+    def table(self) -> str:
+        """The table whose cell it is, as "mge.table2"; "" where it is a sentence of its own."""
+        return self.id.removesuffix("." + ".".join(self.place.values())) if self.place else ""
 
     def reading(self, name: str) -> Reading:
         """Return the registered reading of this name; MgenbError names the nearest."""
@@ -155,11 +160,12 @@ def names(paper: str) -> Mapping[str, str]:
 
 def cells(table: str) -> list[Claim]:
     """Return the cells of a paper's table, as "mge.table2", in their order; MgenbError for an unknown table."""
-    known = [claim for claim in load() if claim.id == ".".join([table, *claim.place.values()]) and claim.place]
-    if not known:
-        tables = {claim.id.removesuffix("." + ".".join(claim.place.values())): 0 for claim in load() if claim.place}
+    tables: dict[str, list[Claim]] = {}
+    for claim in load():
+        tables.setdefault(claim.table, []).append(claim)
+    if not table or table not in tables:
         raise MgenbError(f"the registry has no table {table!r}{nearest(table, tables)}")
-    return known
+    return tables[table]
 
 
 def _text(paper: str) -> str:

@@ -150,7 +150,7 @@ def refresh(
     """Bring committed outputs up to date. Example: mgenb refresh 01
 
     The quick profile writes the notebook's outputs, figures and record; the others figures and record only.
-    Prints which tokens changed.
+    VERDICTS.md and the README's table follow. Prints which tokens changed.
     """
     from mgenb.lab import execute, shipping
 
@@ -160,6 +160,7 @@ def refresh(
     choose("profile", profile, catalog.PROFILES)
     for notebook in _chosen(numbers):
         _show_changes(notebook.stem, execute.refresh(notebook, profile))
+    _publish_verdicts()
 
 
 @app.command()
@@ -175,10 +176,18 @@ def analyse(numbers: Numbers = None, profile: Profile = "quick") -> None:
     for notebook in _chosen(numbers):
         if numbers or (folder / f"{notebook.stem}.csv").exists():
             _show_changes(notebook.stem, execute.refresh(notebook, profile, measure=False))
+    _publish_verdicts()
 
 
 def _show_changes(stem: str, changed: Sequence[str]) -> None:
     print("\n  ".join([f"{stem}: {'' if changed else 'no token changed'}".rstrip(), *changed]), flush=True)
+
+
+def _publish_verdicts() -> None:
+    from mgenb.lab import scoreboard
+
+    for name in scoreboard.publish(catalog.project_root()):
+        print(f"{name}: written anew")
 
 
 @app.command()
@@ -186,7 +195,7 @@ def claims(
     paper: Annotated[str | None, typer.Option(help="Only this paper: mge or mega.")] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Also what a sceptic would ask about the records.")] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Only claims with a verdict, as a table in Markdown.")
+        bool, typer.Option("--markdown", help="Only central claims with a verdict, as a table in Markdown.")
     ] = False,
 ) -> None:
     """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""
@@ -197,12 +206,11 @@ def claims(
     if markdown:
         print(scoreboard.markdown(frame))
     else:
-        where = frame["where"].where(~frame["says"].str.startswith("inferred"), frame["where"] + " (inferred)")
-        shown = frame.assign(where=where, verdict=frame["outcome"])
-        print(tables.text(shown[["where", "kind", "paper value", "verdict"]]))
-        controls = (frame["says"] == "our control").sum()
-        kinds = record.counted(verdict.split(" [")[0] for verdict in frame["outcome"])
-        print(f"{len(frame)} claims, {controls} of them our own controls: {kinds}")
+        judged = frame[frame["kind"] != "setting"].assign(verdict=frame["outcome"])
+        for role, title in scoreboard.PARTS.items():
+            of = judged[judged["role"] == role]
+            print(f"{title}\n\n{tables.text(of[['where', 'paper value', 'measured', 'verdict']])}\n")
+        print(tables.text(scoreboard.counts(frame, "role")))
     if audit:
         print("\n".join(["", *(record.audit(records) or ["nothing to question: no records"])]))
 

@@ -144,8 +144,7 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
         lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
     lines += [f"LEAK, test images were used for selection: {leak['reason']}" for leak in record.leaks]
     for row in record.claims:
-        by_reading = {reading["name"]: reading["verdict"] for reading in row.get("readings", ())}
-        if len(set(by_reading.values())) > 1:
-            flips = ", ".join(f"{name}: {verdict}" for name, verdict in by_reading.items())
-            lines.append(f"{row['id']} differs between readings: {flips}")
+        verdicts = [reading["verdict"] for reading in row.get("readings", ())]
+        if len(set(verdicts)) > 1:
+            lines.append(f"{row['id']} differs between readings: {counted(verdicts)}")
     return lines

@@ -5,7 +5,10 @@ Central claims come first; cells of tables, checks and our controls stand apart.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -23,7 +26,7 @@ from mgenb.claims import (
     Claim,
     Verdict,
 )
-from mgenb.lab import telling
+from mgenb.lab import record, telling
 from mgenb.lab.record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ STALE = "stale"  # what evidence there is was judged or measured by what is no l
 ORDER = (*JUDGED, UNFINISHED, NOT_TESTED, STALE)
 NO_RECORD = "nothing was run"
 PAPERS = {"mge": "MGE", "mega": "MeGA"}
+MANY = 3  # cells of one table that are no longer listed one by one
 FURTHEST = 4.0  # margins from the end of what a claim allows that the forest plot shows
 PARTS = {  # of VERDICTS.md
     "central": "What the papers are about",
@@ -40,6 +44,7 @@ PARTS = {  # of VERDICTS.md
     "control": "Controls: what the papers lack",
     "check": "Checks: counts, and what cannot be otherwise",
 }
+TABLE_IN_README = re.compile(r"(?<=<!-- mgenb claims --markdown -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 
 
 def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]]:
@@ -50,37 +55,35 @@ def best_verdicts(records: Sequence[Record]) -> dict[str, tuple[Verdict, Record]
     known = {claim.id for claim in claims.load()}
     fresh = [record for record in records if not record.stale]
     evidence = [(Verdict.from_json(row), record) for record in fresh for row in record.claims if row["id"] in known]
-    evidence.sort(key=lambda pair: claims.rank(pair[0]))
-    return {verdict.claim.id: (verdict, record) for verdict, record in reversed(evidence)}
+    evidence.sort(key=lambda pair: claims.rank(pair[0]), reverse=True)  # of two for one claim the later one stays
+    return {verdict.claim.id: (verdict, record) for verdict, record in evidence}
 
 
 def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
     """Return a row for each claim of `paper` ("mge", "mega"; None: both), settings too, by id."""
-    verdicts = best_verdicts(records)
-    rows = [_row(claim, *verdicts.get(claim.id, (None, None))) for claim in claims.load(paper)]
+    stale = {row["id"]: made for made in records if made.stale for row in made.claims if row["verdict"] in JUDGED}
+    best = {name: verdict for name, (verdict, _) in best_verdicts(records).items()}
+    rows = [_row(claim, best.get(claim.id), stale.get(claim.id)) for claim in claims.load(paper)]
     frame = pd.DataFrame(rows).set_index("claim")
-    for record in (record for record in records if record.stale):
-        for name in (row["id"] for row in record.claims if row["verdict"] in JUDGED and row["id"] in frame.index):
-            why = f"stale: {record.label}, {record.stale}"
-            if frame.loc[name, "verdict"] not in JUDGED:
-                frame.loc[name, ["verdict", "why", "outcome"]] = STALE, why, f"{STALE} [{record.profile}]"
-            else:  # of a lower profile, or another notebook
-                frame.loc[name, "why"] = "; ".join(filter(None, [frame.loc[name, "why"], why]))
     nulls = {notebook: _strongest_null(rows) for notebook, rows in frame.groupby("notebook")}
     return frame.assign(null=frame["notebook"].map(nulls))
 
 
-def _row(claim: Claim, verdict: Verdict | None, record: Record | None) -> dict[str, str]:
+def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[str, str]:
     row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
-    row |= {"outcome": verdict.outcome if verdict else "not tested yet", "scale": "", "profile": "", "hardware": ""}
-    if verdict is None or record is None:
-        return {**row, "why": "a setting is not judged" if claim.kind == "setting" else NO_RECORD}
-    if verdict.verdict not in JUDGED:
-        return row
-    scale, context = verdict.scale, record.context
-    where = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset}"
-    machine = context["device"] if context["device"] != "cpu" else f"{context['cores']} cores"
-    return {**row, "scale": where, "profile": str(scale), "hardware": machine}
+    row |= {"outcome": verdict.outcome if verdict else NOT_TESTED, "scale": "", "networks": ""}
+    row["why"] = row["why"] or ("" if verdict else NO_RECORD)
+    if verdict and verdict.verdict in JUDGED:
+        scale = verdict.scale
+        networks = scale.arch if claim.counted else f"{scale.arch} on {scale.dataset}"
+        row |= {"scale": str(scale), "networks": networks}
+    if stale:
+        note = f"{stale.label}: {stale.stale}"
+        if row["scale"]:  # fresh evidence, of a lower profile
+            row["why"] = "; ".join(filter(None, (row["why"], f"{STALE}: {note}")))
+        else:
+            row |= {"verdict": STALE, "why": note, "outcome": f"{STALE} [{stale.profile}]"}
+    return row
 
 
 def _strongest_null(rows: pd.DataFrame) -> str:
@@ -102,66 +105,85 @@ def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
     """Return the verdict on a paper in five sentences, from the verdicts on its central claims."""
     central = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
-
-    def listed(*verdicts: str) -> str:
-        chosen = central[central["verdict"].isin(verdicts)]
-        return "; ".join(f"{row.statement.rstrip('.')} ({row.where})" for row in chosen.itertuples()) or "none"
-
-    number = {verdict: int((central["verdict"] == verdict).sum()) for verdict in ORDER}
-    left = len(central) - number[REPRODUCED] - number[CONTRADICTED] - number[DEPENDS]
-    depends = central[central["verdict"] == DEPENDS]
-    on = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in depends.itertuples())
+    of = {verdict: list(central[central["verdict"] == verdict].itertuples()) for verdict in ORDER}
+    listed = {verdict: "; ".join(row.statement.rstrip(".") for row in rows) or "none" for verdict, rows in of.items()}
+    depends = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in of[DEPENDS])
+    number = {verdict: len(rows) for verdict, rows in of.items()}
+    left = {verdict: number[verdict] for verdict in (INCONCLUSIVE, UNFINISHED, NOT_TESTED, STALE)}
     return [
-        f"{PAPERS[paper]} makes {len(central)} central claims that can be judged: {number[REPRODUCED]} are reproduced,"
-        f" {number[CONTRADICTED]} contradicted, {number[DEPENDS]} depend on how the paper is read, {left} are open.",
-        f"Reproduced: {listed(REPRODUCED)}.",
-        f"Contradicted: {listed(CONTRADICTED)}.",
-        f"Depending on the reading: {on or 'none'}.",
-        f"Open, for want of evidence: {listed(INCONCLUSIVE, UNFINISHED, NOT_TESTED, STALE)}.",
+        f"Of {len(central)} central claims of {PAPERS[paper]}, {number[REPRODUCED]} reproduced,"
+        f" {number[CONTRADICTED]} contradicted, {number[DEPENDS]} dependent on the reading, {sum(left.values())} open.",
+        f"Reproduced: {listed[REPRODUCED]}.",
+        f"Contradicted: {listed[CONTRADICTED]}.",
+        f"Dependent on how the paper is read: {depends or 'none'}.",
+        f"Open ({', '.join(f'{count} {verdict}' for verdict, count in left.items() if count) or 'none'});"
+        f" measured but inconclusive: {listed[INCONCLUSIVE]}.",
     ]
 
 
 def central(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
     """Return one page: the central claims of a paper with what was measured, the strongest null and the verdict."""
     chosen = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
-    page = chosen[["statement", "paper value", "measured", "null", "verdict", "readings", "profile", "notebook"]]
-    names = {"measured": "ours", "null": "strongest null", "readings": "readings that agree", "profile": "scale"}
-    return page.rename(columns=names).assign(notebook=page["notebook"].str[:2]).set_index("statement")
+    names = {"paper value": "paper", "measured": "ours", "null": "strongest null", "readings": "core readings"}
+    shown = ["statement", "paper value", "measured", "null", "verdict", "readings", "scale", "notebook"]
+    return chosen[shown].rename(columns=names).set_index("statement")
 
 
-def markdown(frame: pd.DataFrame, roles: Sequence[str] = ("central",)) -> str:
-    """Return the claims of these roles that were tried as a table in Markdown, with links from the project's root."""
-    lines = ["| verdict | claim | paper | ours | readings | scale | in |", "|---|---|---|---|---|---|---|"]
-    shown = frame[frame["role"].isin(roles) & (frame["verdict"] != NOT_TESTED)]
-    for row in shown.sort_values(["paper", "notebook"], kind="stable", ascending=[False, True]).to_dict("records"):
-        link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
-        claim, badge = f"{row['statement']} ({row['where']})", f"`{row['profile']}`" if row["profile"] else ""
-        cells = (f"**{row['verdict']}**", claim, row["paper value"], row["measured"], row["readings"], badge, link)
-        lines.append(f"| {' | '.join(cells)} |")
+def markdown(frame: pd.DataFrame, role: str = "central") -> str:
+    """Return the claims of a role that were judged as a table in Markdown, with links from the project's root."""
+    lines = ["| verdict | claim | paper | ours | core readings | scale | in |", "|---|---|---|---|---|---|---|"]
+    shown = frame[(frame["role"] == role) & frame["verdict"].isin(JUDGED)]
+    for row in shown.sort_values("notebook", kind="stable").to_dict("records"):
+        claim, scale = f"{row['statement']} ({row['where']})", f"`{row['scale']}` {row['networks']}"
+        cells = (f"**{row['verdict']}**", claim, row["paper value"], row["measured"], row["readings"], scale)
+        lines.append(f"| {' | '.join((*cells, _link(row['notebook'])))} |")
     return "\n".join(lines)
 
 
-def untested(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield a line for each reason why claims are not tested, with the claims; cells of a table are one."""
-    chosen = frame[(frame["verdict"] == NOT_TESTED) & (frame["kind"] != "setting")]
-    for (notebook, why), rows in chosen.groupby(["notebook", "why"], sort=False):
-        families: dict[str, list[str]] = {}
+def _link(notebook: str) -> str:
+    return f"[{notebook[:2]}](notebooks/{notebook}.ipynb)"
+
+
+def without_evidence(frame: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for each reason why claims have no verdict, with the claims: of a table how many of its cells."""
+    chosen = frame[~frame["verdict"].isin(JUDGED) & (frame["kind"] != "setting")].sort_values("notebook", kind="stable")
+    why = chosen["why"].str.partition(": dataset ")[0]  # what the paper's own scale is stands in the ids
+    for (notebook, verdict, reason), rows in chosen.groupby(["notebook", "verdict", why], sort=False):
+        tables: dict[str, list[str]] = {}
         for name in rows.index:
-            families.setdefault(".".join(name.split(".")[:2]), []).append(name)
-        names = [
-            f"`{key}.*` ({len(of)})" if len(of) > 2 else ", ".join(f"`{n}`" for n in of) for key, of in families.items()
-        ]
-        yield f"- {notebook[:2]}: {', '.join(names)}: {why}."
+            tables.setdefault(claims.get(name).table or name, []).append(f"`{name}`")
+        names = [", ".join(of) if len(of) < MANY else f"`{key}.*` ({len(of)})" for key, of in tables.items()]
+        yield f"- {_link(notebook)} {verdict}, {reason}: {', '.join(names)}"
 
 
 def document(frame: pd.DataFrame) -> str:
-    """Return VERDICTS.md: five sentences a paper, then every claim by role, then what was not tested, and why."""
+    """Return VERDICTS.md: five sentences a paper, then every claim by role, then what has no verdict, and why."""
     lines = ["# Verdicts", "", "Made by `mgenb refresh` from the committed records; nothing here is typed.", ""]
     for paper, name in PAPERS.items():
         lines += [f"## {name} in five sentences", "", *(f"- {line}" for line in sentences(frame, paper)), ""]
     for role, title in PARTS.items():
-        lines += [f"## {title}", "", markdown(frame, (role,)), ""]
-    return "\n".join([*lines, "## Not tested, and why", "", *untested(frame), ""])
+        lines += [f"## {title}", "", markdown(frame, role), ""]
+    lines += ["## Claims without a verdict, and why", "", *without_evidence(frame), ""]
+    silent = [(name, sentence) for paper, name in PAPERS.items() for sentence in claims.unjudged(paper)]
+    lines += ["## Sentences that cannot be judged, and why", ""]
+    return "\n".join([*lines, *(f"- {name}, {s.where}: {s.says} ({s.why})" for name, s in silent), ""])
+
+
+def publish(root: Path) -> list[str]:
+    """Write VERDICTS.md and the README's table from the committed records; return the names of files that changed."""
+    from mgenb.store import write_atomic  # imports torch
+
+    frame, changed = table(record.committed()), []
+    readme = root / "README.md"
+    texts = {root / "VERDICTS.md": document(frame)}
+    if readme.exists():
+        shown = markdown(frame)
+        texts[readme] = TABLE_IN_README.sub(lambda _: shown, readme.read_text(encoding="utf-8"))
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+            changed.append(path.name)
+    return changed
 
 
 def forest(records: Sequence[Record], paper: str) -> "Figure":
@@ -173,35 +195,40 @@ def forest(records: Sequence[Record], paper: str) -> "Figure":
 
     from mgenb.lab import figures
 
-    judged = [verdict for verdict, _ in best_verdicts(records).values() if verdict.verdict in JUDGED]
-    order = {claim.id: place for place, claim in enumerate(claims.load(paper)) if claim.role == "central"}
-    shown = sorted((v for v in judged if v.claim.id in order), key=lambda verdict: order[verdict.claim.id])
-    fig, ax = plt.subplots(figsize=(7.6, 0.9 + 0.34 * max(len(shown), 1)))
+    best = {name: verdict for name, (verdict, _) in best_verdicts(records).items() if verdict.verdict in JUDGED}
+    shown = [best[claim.id] for claim in claims.load(paper) if claim.role == "central" and claim.id in best]
+    fig, ax = plt.subplots(figsize=(7.6, 1.2 + 0.34 * max(len(shown), 1)))
     ax.axvspan(0, FURTHEST, color=figures.BAND, linewidth=0, zorder=0)
     ax.axvline(0, color=figures.MUTED, linewidth=1)
     for place, verdict in enumerate(shown):
-        colour = figures.colour(verdict.verdict)
-        ends = [_inside(verdict.claim, end) for end in (verdict.low, verdict.estimate, verdict.high)]
-        low, centre, high = ends[0], ends[1], ends[2]
-        ax.plot(sorted((low, high)), [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-        ax.plot(centre, place, figures.MARKERS[verdict.verdict], color=colour, label=verdict.verdict)
+        colour, marker = figures.colour(verdict.verdict), figures.MARKERS[verdict.verdict]
+        ends = inside(verdict.claim, verdict.low, verdict.high)
+        ax.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+        others = [inside(verdict.claim, reading.estimate)[0] for reading in verdict.readings]
+        ax.plot(others, [place] * len(others), "|", color=figures.MUTED, markersize=9, clip_on=False)
+        centre = inside(verdict.claim, verdict.estimate)[0]
+        ax.plot(centre, place, marker, color=colour, markersize=7, label=verdict.verdict, clip_on=False)
     ax.set_yticks(range(len(shown)), [f"{v.claim.id}  [{v.scale.profile}]" for v in shown], fontsize=7.5)
     ax.set(ylim=(len(shown) - 0.4, -0.6), xlim=(-FURTHEST, FURTHEST))
-    ax.set_xlabel("margins beyond the end of what the claim allows (shaded: it holds; cut at the frame)")
+    ax.set_xlabel("margins inside what the claim allows (shaded: it holds; strokes: all readings)")
     ax.grid(visible=False, axis="y")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=4)
     return fig
 
 
-def _inside(claim: Claim, value: float | None) -> float:
-    """Return how far a value lies inside what the claim allows (outside: negative), in margins, cut to the frame."""
+def inside(claim: Claim, *values: float | None) -> tuple[float, float]:
+    """Return how far a value, or the span between two, lies inside what the claim allows: least and most, in margins.
+
+    Outside is negative; both are cut to the frame. None, of an interval without an end, is infinitely far.
+    """
     least, most = claims.supported(claim)
-    ends = [end for end in (least, most) if math.isfinite(end)]
-    unit = claim.margin or max(map(abs, ends)) or 1.0
-    if claim.relative and claim.paper_value:
-        unit = claim.margin * claim.paper_value
-    if value is None:
-        return -FURTHEST
-    inside = min(value - least, most - value) / unit
-    return max(-FURTHEST, min(FURTHEST, inside))
+    finite = [end for end in (least, most) if math.isfinite(end)]
+    unit = claim.margin * (claim.paper_value or 1.0 if claim.relative else 1.0) or max(map(abs, finite)) or 1.0
+    far = (-math.inf, math.inf)
+    span = [far[place] if value is None else value for place, value in enumerate(values)]
+    if len(finite) > 1:  # the middle of what is allowed lies deepest inside
+        span.append(min(max((least + most) / 2, span[0]), span[-1]))
+    gaps = [min(sign * (value - end) for sign, end in ((1, least), (-1, most)) if end in finite) for value in span]
+    cut = [max(-FURTHEST, min(FURTHEST, gap / unit)) for gap in gaps]
+    return min(cut), max(cut)

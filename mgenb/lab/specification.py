@@ -1,6 +1,7 @@
 """The specification curve: what each reading of a claim measured, and which choices it is made of."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import figures
 
 VACUOUS_LOOK = "not tested"
+LINE = 28  # characters of a unit beside the axis
 
 
 def curve(verdict: Verdict) -> Figure:
@@ -25,10 +27,9 @@ def curve(verdict: Verdict) -> Figure:
         raise MgenbError(f"{verdict.claim.id} is {verdict.verdict}: there is no reading to draw")
     readings = sorted(verdict.readings, key=lambda reading: reading.estimate)
     rows = _choices(verdict.claim, readings)
-    height = 2.4 + 0.2 * len(rows)
-    fig, (top, below) = plt.subplots(
-        2, 1, figsize=(max(5.2, 2.8 + 0.26 * len(readings)), height), sharex=True, height_ratios=[2.2, 0.2 * len(rows)]
-    )
+    lower = 0.2 * max(len(rows), 1)
+    size = (max(5.2, 2.8 + 0.26 * len(readings)), 2.4 + lower)
+    fig, (top, below) = plt.subplots(2, 1, figsize=size, sharex=True, height_ratios=[2.2, lower])
     _estimates(top, verdict, readings)
     _dots(below, rows, readings)
     top.set_title(f"{verdict.claim.id}: {verdict.outcome}", fontsize=8)
@@ -55,7 +56,7 @@ def _estimates(ax: Axes, verdict: Verdict, readings: Sequence[ReadingVerdict]) -
         )
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    ax.set(ylim=limits, ylabel=verdict.claim.unit)
+    ax.set(ylim=limits, ylabel=textwrap.fill(verdict.claim.unit, LINE))
     ax.grid(visible=False, axis="x")
 
 
@@ -82,6 +83,6 @@ def _dots(ax: Axes, rows: Sequence[tuple[str, str, list[bool]]], readings: Seque
                 fill = figures.TEXT if reading.core else "white"
                 ax.plot(place, line, "o", color=figures.TEXT, markerfacecolor=fill, markersize=4)
     ax.set_yticks(range(len(rows)), labels, fontsize=7)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.6, len(readings) - 0.4), xticks=[])
+    ax.set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlim=(-0.6, len(readings) - 0.4), xticks=[])
     ax.set_xlabel("readings, sorted by estimate (filled: core, open: open ones)", fontsize=7.5)
     ax.grid(visible=False)

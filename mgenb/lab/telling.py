@@ -53,14 +53,13 @@ def row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, str]:
 
 
 def agreeing(verdict: claims.Verdict) -> str:
-    """Return how many of the registered core readings say the same, as "3 of 6"; "" where there is but one."""
+    """Return what the registered core readings say, as "6 of 6" or "3 for, 1 against, of 6"; "" for a single one."""
     core = sum(reading.core for reading in verdict.claim.readings)
     if core == 1 or not verdict.readings:
         return ""
-    words = {claims.PASSES: claims.REPRODUCED, claims.FAILS: claims.CONTRADICTED}
-    says = words.get(verdict.verdict, verdict.verdict)
-    same = sum(reading.core and reading.verdict == says for reading in verdict.readings)
-    return f"{same} of {core}" if says in (claims.REPRODUCED, claims.CONTRADICTED) else f"of {core}"
+    words = [reading.verdict for reading in verdict.readings if reading.core]
+    held, failed = words.count(claims.REPRODUCED), words.count(claims.CONTRADICTED)
+    return f"{core} of {core}" if core in (held, failed) else f"{held} for, {failed} against, of {core}"
 
 
 def readings(claim: claims.Claim) -> pd.DataFrame:
@@ -79,16 +78,16 @@ def grid(table: str, ours: Mapping[str, float], *across: str) -> pd.DataFrame:
     """Return a paper's table in its layout with ours beside; `ours` maps cells' ids to numbers. A dash: no number."""
     cells = claims.cells(table)
     names = claims.names(cells[0].paper)
+    digits = max(len(cell.printed_value.partition(".")[2]) for cell in cells) if cells[0].printed_value else 2
 
-    def shown(number: float | None, like: str) -> str:
-        digits = len(like.partition(".")[2])
-        return "-" if number is None else f"{number:.{digits}f}"
+    def fixed(number: float | None, otherwise: str) -> str:
+        return otherwise if number is None else f"{number:.{digits}f}"
 
     rows: list[dict[str, str]] = []
     for cell in cells:
         place = {axis: names.get(value, value.replace("_", " ")) for axis, value in cell.place.items()}
-        printed = cell.printed_value or "not given"
-        rows += [{**place, "of": "paper", "": printed}, {**place, "of": "ours", "": shown(ours.get(cell.id), printed)}]
+        printed = "-" if cell.dash else fixed(cell.paper_value, "not given")
+        rows += [{**place, "of": "paper", "": printed}, {**place, "of": "ours", "": fixed(ours.get(cell.id), "-")}]
     return pd.DataFrame(rows).set_index([*cells[0].place, "of"])[""].unstack([*across, "of"], sort=False)
 
 

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from mgenb.cli import main as cli
-from mgenb.lab import catalog, doctor, execute
+from mgenb.lab import catalog, doctor, execute, scoreboard
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
@@ -20,7 +20,7 @@ PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = None  # size\nda
 RECORD = """
 import json, os, pathlib
 out = pathlib.Path(os.environ["MGENB_OUT"])
-claims = [{"id": "mge.fig7.mask_beats_random", "verdict": "contradicted", "token": TOKEN}]
+claims = [{"id": "mge.fig7.mask_unimportant", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
 result["settings"] = {"seen": [seed, z, dataset, val]}
@@ -29,7 +29,7 @@ result["settings"] = {"seen": [seed, z, dataset, val]}
 print("mechanism kept: True")
 print(TOKEN)
 """
-TOKEN = "mge.fig7.mask_beats_random: contradicted [quick, sample]"
+TOKEN = "mge.fig7.mask_unimportant: contradicted [quick, sample]"
 
 
 def write_notebook(root: Path, *cells: str) -> Path:
@@ -174,7 +174,7 @@ def test_refresh_updates_notebook_and_figures_and_tells_the_tokens(project, call
     path = write_notebook(project, RECORD, "import sys\nprint('warning', file=sys.stderr)")
     code, out, _ = call("refresh", "03")
     assert code == 0
-    assert out.splitlines() == [f"{STEM}:", "  + mechanism kept: True", f"  + {TOKEN}"]
+    assert out.splitlines() == [f"{STEM}:", "  + mechanism kept: True", f"  + {TOKEN}", "VERDICTS.md: written anew"]
     names = {file.name for file in figures.iterdir()}
     assert names == {f"{STEM}-a.png", f"{STEM}.json", "01_frequency_sensitivity-kept.png"}
     nb = nbformat.read(path, 4)
@@ -228,22 +228,37 @@ def test_list_shows_cost_and_records(call):
 
 
 @pytest.mark.usefixtures("two_records")
-def test_claims_shows_the_verdict_of_the_best_evidence(call):
+def test_claims_shows_the_verdict_of_the_best_evidence_by_role(call):
     code, out, _ = call("claims", "--paper", "mge", "--audit")
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert code == 0
     assert line.endswith("contradicted [cpu]")
-    assert "not transcribed" in out
-    assert "1 contradicted" in next(line for line in out.splitlines() if " claims, " in line)
+    central, detail, control, check = map(out.index, scoreboard.PARTS.values())
+    assert central < out.index("mge.fig6.high_worse_than_low ") < detail < out.index("mge.table2.mnist.lenet.trained ")
+    assert detail < out.index(line) < control < out.index("mge.fig7.mask_beats_magnitude ") < check
+    counted = out.splitlines()[out.splitlines().index(next(x for x in out.splitlines() if x.startswith("role "))) :]
+    assert [row.split()[0] for row in counted[1:4]] == ["central", "control", "detail"]
+    assert "mge.setting" not in out
     assert f"{STEM} (cpu): the test split was used 1 time" in out
 
 
 @pytest.mark.usefixtures("two_records")
-def test_claims_in_markdown_holds_only_what_has_a_verdict(call):
-    out = call("claims", "--markdown")[1]
-    assert len(out.splitlines()) == 3
-    assert "| contradicted | " in out
-    assert "[cpu]" in out
+def test_claims_in_markdown_holds_only_central_claims_with_a_verdict(project, call, recorded):
+    assert len(call("claims", "--markdown")[1].splitlines()) == 2  # a detail is none
+    made = recorded("contradicted", claim="mge.fig5.decays", stem="02_zero_filling")
+    (project / "figures" / "cpu" / "02_zero_filling.json").write_text(json.dumps(made.to_json()))
+    (line,) = call("claims", "--markdown")[1].splitlines()[2:]
+    assert line.startswith("| **contradicted** | Filling a quarter of ")
+    assert "| `cpu` lenet on mnist | [02](notebooks/02_zero_filling.ipynb) |" in line
+
+
+def test_refresh_and_analyse_keep_readme_and_verdicts_md_current(project, call):
+    (project / "README.md").write_text("<!-- mgenb claims --markdown -->\nold\n<!-- end -->\n")
+    assert call("refresh", "03")[1].splitlines()[-2:] == ["VERDICTS.md: written anew", "README.md: written anew"]
+    assert (project / "README.md").read_text().splitlines()[1] == call("claims", "--markdown")[1].splitlines()[0]
+    (project / "VERDICTS.md").write_text("typed")
+    assert call("analyse")[1] == "VERDICTS.md: written anew\n"
+    assert (project / "VERDICTS.md").read_text().startswith("# Verdicts\n")
 
 
 @pytest.mark.parametrize(
@@ -262,16 +277,14 @@ def test_a_stale_record_is_shown_as_stale_everywhere(project, call, recorded, ch
     listed = call("list")[1]
     assert why in next(line for line in listed.splitlines() if "STALE, no evidence" in line)
     out = call("claims", "--paper", "mge", "--audit")[1]
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert line.endswith("contradicted [quick]")
     assert f"{STEM} (cpu): stale: " in out
-    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| contradicted | ")
     (project / "figures" / "quick" / f"{STEM}.json").unlink()
     out = call("claims", "--paper", "mge")[1]
-    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_beats_random "))
+    line = next(line for line in out.splitlines() if line.startswith("mge.fig7.mask_unimportant "))
     assert line.endswith("stale [cpu]")
-    assert "1 stale" in out.splitlines()[-1]
-    assert call("claims", "--markdown")[1].splitlines()[2].startswith("| stale | ")
+    assert "stale" in next(line for line in out.splitlines() if line.startswith("role "))
 
 
 def test_a_damaged_record_is_one_sentence(project, call):
@@ -343,7 +356,7 @@ def test_analyse_makes_all_but_the_rows_anew_and_only_where_there_are_some(proje
     code, _, err = call("analyse", "03")
     assert code == 2
     assert f"{STEM} has no rows in {folder}" in err
-    assert call("analyse")[1] == ""  # no notebook has rows
+    assert call("analyse")[1] == "VERDICTS.md: written anew\n"  # no notebook has rows
     assert call("refresh", "03")[0] == 0
     (folder / f"{STEM}.csv").write_text("as it was")
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "measured\n"

@@ -24,6 +24,9 @@ from mgenb.measure import population
 from mgenb.mge import frequency
 
 STEM = "01_frequency_sensitivity"
+LOW, MID = "mge.fig6.high_worse_than_low", "mge.fig6.high_worse_than_mid"
+CORE = ("index", "size")  # their core readings
+CELL = "mge.table2.as_good.mnist.lenet"
 TINY = {"bases": 3, "epochs": 12, "train": 300, "val": 100, "test": 100, "floor": 0.05}
 
 
@@ -35,6 +38,12 @@ def out(monkeypatch, tmp_path):
 
 def start(profile="quick", seed=0, device="cpu", **own):
     return lab.start(STEM, profile=profile, seed=seed, device=device, **own)
+
+
+def both(run, claim, estimate):
+    """Store an estimate under both core readings of a claim about bands."""
+    for reading in CORE:
+        run.evidence(claim, estimate, reading)
 
 
 def toy(**own):
@@ -56,8 +65,7 @@ def toy(**own):
     lost = {band: lab.points_lost(look, band) for band in ("low", "high")}
     run.table("lost", pd.DataFrame(lost))
     run.mechanism("layers", len(frequency.weight_names(nets[0].state_dict())))
-    run.evidence("mge.fig6.high_worse_than_low", stats.paired(lost["high"], lost["low"]))
-    run.reading("mge.fig6.high_worse_than_low", "flat", stats.paired(lost["high"], lost["low"]))
+    both(run, LOW, stats.paired(lost["high"], lost["low"]))
     run.verdicts()
     figure = Figure()
     figure.subplots().plot([0, 1])
@@ -177,15 +185,15 @@ BY_HAND = "[quick, sample, train=300, val=100, test=100, epochs=12, bases=3, flo
 def test_verdicts_are_printed_as_one_token_a_line(capsys):
     run = start(**TINY)
     run.bases(run.load())
-    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0, 20.5]))
-    run.evidence("mge.fig6.high_worse_than_mid", stats.mean([-20.0, -21.0, -22.0, -20.5]))
+    both(run, LOW, stats.mean([20.0, 21.0, 22.0, 20.5]))
+    both(run, MID, stats.mean([-20.0, -21.0, -22.0, -20.5]))
     capsys.readouterr()
     run.verdicts()
     lines = capsys.readouterr().out.splitlines()
     assert f"mge.fig6.high_worse_than_low: reproduced {BY_HAND}" in lines
     assert f"mge.fig6.high_worse_than_mid: contradicted {BY_HAND}" in lines
     assert all(re.fullmatch(r"mge\.\S+: [a-z ]+ \[[^]]+\]", line) for line in lines)
-    assert f"mge.fig6.low_mid_harmless: not tested {BY_HAND}" in lines
+    assert f"mge.fig6.survives_shuffling: not tested {BY_HAND}" in lines
     measured = run.claims_table().loc["mge.fig6.high_worse_than_low"]
     assert measured["measured"].startswith("20.88 [")
     assert measured["n"] == "4 seeds"
@@ -195,13 +203,13 @@ def test_below_the_floor_no_claim_is_tested(capsys):
     run = start(**{**TINY, "floor": 0.999})
     run.bases(run.load())
     assert "every one at least 99.9 % on validation: False" in capsys.readouterr().out
-    own = [claim.id for claim in claims.load() if claim.notebook == STEM]
-    for claim_id in own:
-        run.evidence(claim_id, stats.mean([20.0, 21.0, 22.0]))
+    for claim in run.family:
+        for reading in claim.readings:
+            run.evidence(claim.id, stats.mean([20.0, 21.0, 22.0]), reading.name)
     capsys.readouterr()
     run.verdicts()
     assert set(capsys.readouterr().out.splitlines()) == {
-        f"{name}: not tested {BY_HAND.replace('floor=0.05', 'floor=0.999')}" for name in own
+        f"{claim.id}: not tested {BY_HAND.replace('floor=0.05', 'floor=0.999')}" for claim in run.family
     }
 
 
@@ -230,7 +238,7 @@ def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, caps
     (network,) = run.networks
     run.bases(run.load(network), network)
     run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
-    run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]))
+    run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]), "network")
     run.verdicts()
     printed = capsys.readouterr().out
     assert "mega.table1.params.resnet56: reproduced [quick, no data]" in printed
@@ -285,9 +293,9 @@ def test_two_runs_have_equal_results_and_another_seed_another(record, out):
 
 def test_a_record_can_be_written_with_too_few_networks_for_an_interval(out, capsys):
     run, _, _ = toy(bases=2)
-    verdict = next(v for v in run.judged().verdicts if v.claim.id == "mge.fig6.high_worse_than_low")
-    assert verdict.verdict == "inconclusive"
-    assert recording.read(out / f"{STEM}.json").readings[0]["low"] is None
+    assert run.verdict(LOW).verdict == "inconclusive"
+    (row,) = [row for row in recording.read(out / f"{STEM}.json").claims if row["id"] == LOW]
+    assert [reading["low"] for reading in row["readings"]] == [None, None]
 
 
 def test_points_lost_is_counted_against_each_base_and_averages_its_draws():
@@ -367,31 +375,77 @@ def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
     dataset = run.load()
     net = run.bases(dataset)[0]
     run.final_test(dataset, {"base": (net, lambda: net.state_dict())})  # what makes a state will do for one
-    run.compare("mge.fig6.high_worse_than_low", look_of(95, left), better="a", worse="b")
+    for reading in CORE:
+        run.compare(LOW, look_of(95, left), "a", "b", reading)
     run.verdicts()
-    assert f"mge.fig6.high_worse_than_low: {verdict} {BY_HAND}" in capsys.readouterr().out.splitlines()
+    assert f"{LOW}: {verdict} {BY_HAND}" in capsys.readouterr().out.splitlines()
 
 
-def test_models_like_their_base_prove_nothing_until_they_differ(capsys):
-    run = start(**TINY)
-    run.bases(run.load())
-    claim = "mge.fig6.low_mid_harmless"
-    run.reading(claim, "flat", stats.mean([0.0, 0.1, 0.2]))
-    for differ, verdict, why in (
-        (False, "not tested", "generated models do not differ from the base"),
-        (True, "reproduced", ""),
-    ):
-        run.evidence(claim, stats.mean([0.0, 0.1, 0.2]), differ=differ)
-        (judged,) = [one for one in run.judged().verdicts if one.claim.id == claim]
-        assert judged.verdict == verdict == run.judged().readings[0]["verdict"]
-        assert judged.reason.startswith(why)
+@pytest.fixture
+def judging():
+    """What starts a run of a notebook on LeNets that nobody trained."""
+
+    def make(stem=STEM):
+        run = lab.start(stem, profile="quick", seed=0, device="cpu")
+        scale = claims.Scale("quick", "sample", "mnist", "lenet")
+        run.made["mnist", "lenet"] = evidence.Bases(scale, 0.1, 0.05, (0.9,))
+        return run
+
+    return make
 
 
-def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
-    run = start(**{**TINY, "floor": 0.999})
-    run.bases(run.load())
-    run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
-    assert list(run.readings_table()["verdict"]) == ["not tested"]
+def test_a_reading_at_chance_is_left_out(judging):
+    run = judging()
+    run.compare(LOW, look_of(95, 10), "a", "b", "index")
+    assert run.verdict(LOW).reason == "both at chance: at most 11.0 % are right"
+    run.evidence(LOW, stats.mean([20.0, 21.0, 22.0]), "size")
+    verdict = run.verdict(LOW)
+    assert [(reading.name, reading.verdict) for reading in verdict.readings] == [("size", "reproduced")]
+    assert (verdict.verdict, verdict.reason.partition(";")[0]) == (
+        "inconclusive",
+        "1 of 2 core readings reproduced, 0 contradicted, 1 not measured",
+    )
+
+
+def test_evidence_names_a_registered_reading(judging):
+    run = judging()
+    with pytest.raises(MgenbError, match="has no reading 'indx'; did you mean 'index'"):
+        run.evidence(LOW, stats.mean([1.0, 2.0, 3.0]), "indx")
+    with pytest.raises(MgenbError, match="has no reading ''; registered: index, size, radius"):
+        run.evidence(LOW, stats.mean([1.0, 2.0, 3.0]))
+    run.evidence("mge.fig6.survives_shuffling", stats.mean([0.1, 0.2, 0.3]))  # which has but one
+    assert run.verdict("mge.fig6.survives_shuffling").verdict == "passes"
+
+
+def test_what_is_said_again_replaces_what_was_said(judging):
+    run = judging()
+    both(run, LOW, stats.mean([20.0, 21.0, 22.0]))
+    both(run, LOW, stats.mean([-20.0, -21.0, -22.0]))
+    assert run.verdict(LOW).verdict == "contradicted"
+
+
+@pytest.mark.parametrize(("points", "word"), [(0.1, "reproduced"), (-9.0, "contradicted")])
+def test_near_copies_of_the_base_prove_nothing_either_way(judging, points, word):
+    run = judging("06_accuracy_table")
+    with pytest.raises(MgenbError, match="say how much they differ from their base: novelty="):
+        run.evidence(CELL, stats.mean([points, points + 0.1, points + 0.2]), "tenth, truncated, whole")
+    for copies in (0, 1, 6):
+        for place, reading in enumerate(claims.get(CELL).readings[:6]):
+            novelty = 0.09 if place < copies else 0.11
+            run.evidence(CELL, stats.mean([points, points + 0.1, points + 0.2]), reading.name, novelty=novelty)
+        verdict = run.verdict(CELL)
+        assert verdict.verdict == ("inconclusive" if copies else word)
+        assert [reading.verdict for reading in verdict.readings] == ["vacuous"] * copies + [word] * (6 - copies)
+        assert f"{copies} vacuous" in verdict.reason or not copies
+
+
+def test_novelty_is_disagreement_in_that_of_two_trained_networks():
+    look = {("base", 0, 0): torch.arange(100) < 90, ("base", 1, 0): torch.arange(100) >= 10}
+    look |= {
+        ("generated", i, draw): look["base", i, 0] ^ (torch.arange(100) == 50 + draw) for i in (0, 1) for draw in (0, 1)
+    }
+    assert lab.novelty(look, "generated") == pytest.approx(0.01 / 0.2)
+    assert lab.novelty(look, "base") == 0
 
 
 @pytest.mark.parametrize(
@@ -400,7 +454,7 @@ def test_a_reading_of_a_blocked_claim_is_not_tested(capsys):
 def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
     run = start(**{**TINY, **given})
     run.bases(run.load())
-    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
+    both(run, LOW, stats.mean([20.0, 21.0, 22.0]))
     run.verdicts()
     assert all(line.endswith("]") and named.strip("]") in line for line in capsys.readouterr().out.splitlines()[-3:])
 
@@ -415,48 +469,36 @@ def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why
     shifted = replace(shifted, labels=(shifted.labels + 1) % 10)
     dataset = replace(dataset, test=SealedSplit(shifted))
     nets = run.bases(dataset)
-    run.evidence("mge.fig6.high_worse_than_low", stats.mean([20.0, 21.0, 22.0]))
-    run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0]))
-    before = {verdict.claim.id: verdict.verdict for verdict in run.judged().verdicts}
-    assert before["mge.fig6.high_worse_than_low"] == "reproduced"
+    both(run, LOW, stats.mean([20.0, 21.0, 22.0]))
+    assert run.verdict(LOW).verdict == "reproduced"
     run.final_test(dataset, {"zeroed": (nets[0], {**nets[0].state_dict(), "net.fc2.bias": torch.zeros(10)})})
-    after = {verdict.claim.id: verdict for verdict in run.judged().verdicts}["mge.fig6.high_worse_than_low"]
-    assert after.verdict == "not tested"
+    after = run.verdict(LOW)
+    assert (after.verdict, after.readings) == ("not tested", ())
     assert why in after.reason
-    assert run.judged().readings[0]["verdict"] == "not tested"
 
 
-STORED = {  # what a notebook may say about one claim, in any order
-    "reading": lambda run: run.reading("mge.fig6.high_worse_than_low", "flat", stats.mean([20.0, 21.0, 22.0])),
-    "compare": lambda run: run.compare("mge.fig6.high_worse_than_low", look_of(95, 10), better="a", worse="b"),
-    "evidence": lambda run: run.evidence("mge.fig6.high_worse_than_mid", stats.mean([20.0, 21.0, 22.0])),
-    "not_tested": lambda run: run.not_tested("mge.fig6.high_worse_than_mid", "for a reason"),
-    "reading_of_it": lambda run: run.reading("mge.fig6.high_worse_than_mid", "flat", stats.mean([20.0, 21.0, 22.0])),
+STORED = {  # what a notebook may say about two claims, in any order
+    "one reading": lambda run: run.evidence(LOW, stats.mean([20.0, 21.0, 22.0]), "size"),
+    "another": lambda run: run.compare(LOW, look_of(95, 10), "a", "b", "index"),
+    "evidence": lambda run: both(run, MID, stats.mean([20.0, 21.0, 22.0])),
+    "not tested": lambda run: run.not_tested(MID, "for a reason"),
 }
 
 
-def test_the_order_in_which_evidence_is_stored_does_not_matter(capsys):
-    told = set()
+def test_the_order_in_which_evidence_is_stored_does_not_matter(judging):
+    verdicts = set()
     for order in itertools.permutations(STORED):
-        run = start(**TINY)
-        scale = claims.Scale("quick", "sample", "mnist", "lenet")
-        run.made["mnist", "lenet"] = evidence.Bases(scale, 0.1, 0.05, (0.9,))
+        run = judging()
         for name in order:
             STORED[name](run)
-        capsys.readouterr()
-        run.verdicts()
-        reasons = {verdict.claim.id: verdict.reason for verdict in run.judged().verdicts}
-        told.add((capsys.readouterr().out, str(reasons), str(run.readings_table()["verdict"].sort_index())))
-    ((tokens, why, readings),) = told
-    assert "mge.fig6.high_worse_than_low: not tested [quick, sample]\n" in tokens
-    assert "'mge.fig6.high_worse_than_low': 'both at chance: at most 11.0 % are right'" in why
-    assert "'mge.fig6.high_worse_than_mid': 'for a reason'" in why
-    assert readings.count("not tested") == 2
+        verdicts.add(json.dumps([verdict.to_json() for verdict in run.judged()]))
+    assert len(verdicts) == 1
+    assert (run.verdict(LOW).verdict, run.verdict(MID).reason) == ("inconclusive", "for a reason")
 
 
 def test_evidence_for_a_claim_of_another_notebook_is_refused():
     with pytest.raises(MgenbError, match="is judged in 02_zero_filling, not in this notebook"):
-        start().evidence("mge.fig5.harmless", stats.mean([1.0, 2.0, 3.0]))
+        start().evidence("mge.fig5.decays", stats.mean([1.0, 2.0, 3.0]))
 
 
 def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, capsys):
@@ -465,20 +507,20 @@ def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, caps
         dataset, fifth = run.load(network), network.images // 5
         assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (network.images, fifth, fifth)
         run.bases(dataset, network)
-        evidence = stats.mean([-9.0, -9.1, -9.2])
-        run.evidence(f"mge.table2.as_good.{network.dataset}.lenet", evidence, differ=True, networks=[network])
+        for reading in claims.get(CELL).readings[:6]:
+            about = {"reading": reading.name, "novelty": 1.0, "networks": [network]}
+            run.evidence(f"mge.table2.as_good.{network.dataset}.lenet", stats.mean([-9.0, -9.1, -9.2]), **about)
     assert [run.fit(network) for network in run.networks] == [True, False]
     capsys.readouterr()
     run.verdicts()
     printed = capsys.readouterr().out
     assert "mge.table2.as_good.mnist.lenet: contradicted [quick, sample, networks=fine + too high, val=100" in printed
     assert "mge.table2.* (32 value claims): not tested [quick, sample" in printed
-    found = {verdict.claim.id: verdict for verdict in run.judged().verdicts}
-    below = found["mge.table2.as_good.fashion_mnist.lenet"]
+    below = run.verdict("mge.table2.as_good.fashion_mnist.lenet")
     assert below.verdict == claims.NOT_TESTED
     assert below.scale.dataset == "fashion_mnist"
     assert "below the floor of 99 %" in below.reason
-    assert len(found) == 32 + 16 + 5
+    assert len(run.judged()) == sum(claim.kind != "setting" for claim in run.family)
     assert [network["floor"] for network in record_of(run).networks] == [0.05, 0.99]
 
 
@@ -506,3 +548,47 @@ def test_finished_networks_are_what_the_floor_sees(several):
     assert all((population.predict(net, dataset.val) == 3).all() for net in nets)
     assert not run.fit(network)
     assert max(run.made["mnist", "lenet"].val_accuracy) < 0.2
+
+
+# ---------------------------------------------------------------- the papers' tables
+
+
+def test_a_papers_table_has_ours_in_the_right_cell(judging):
+    run = judging("06_accuracy_table")
+    run.evidence("mge.table2.mnist.alexnet.trained", stats.exact(96.789))
+    table = run.paper("mge.table2", "arch")
+    assert table.shape == (8, 8)
+    assert list(table.columns)[:4] == [("LeNet", "paper"), ("LeNet", "ours"), ("AlexNet", "paper"), ("AlexNet", "ours")]
+    cell = table.loc[("MNIST", "trained"), "AlexNet"]
+    assert (cell["paper"], cell["ours"]) == ("97.50", "96.79")  # as many digits as the paper prints
+    ours = table.xs("ours", axis=1, level="of").to_numpy().ravel()
+    assert sorted(ours) == ["-"] * 31 + ["96.79"]
+    assert "not tested" in run.verdict("mge.table2.mnist.alexnet.trained").token  # at reduced scale
+
+
+def test_a_papers_dashes_are_dashes(judging):
+    table = judging("07_time_ratio").paper("mge.table3", "models", "action").xs("paper", axis=1, level="of")
+    dashes = {claim.id for claim in claims.cells("mge.table3") if claim.dash}
+    assert len(dashes) == 6 == (table == "-").to_numpy().sum()
+    assert table.loc["VGG11", ("1000", "train")] == "-"
+    assert table.loc["VGG11", ("100", "train")] == "213824.79"  # all of its digits
+    with pytest.raises(MgenbError, match=r"no table 'mge\.table9'"):
+        judging().paper("mge.table9")
+
+
+def test_the_readings_of_a_claim_are_shown_with_how_they_stand(judging):
+    table = judging().readings_of(LOW)
+    kinds = dict(zip(*(table.index.get_level_values(level) for level in (0, 1)), strict=True))
+    assert kinds == {reading.name: "core" if reading.core else "open" for reading in claims.get(LOW).readings}
+    assert table.loc[("size", "core", "what low, mid and high frequency are"), "stands as"] == "text"
+    assert len(table) == sum(len(reading.choices) for reading in claims.get(LOW).readings)
+
+
+def test_what_the_printed_numbers_say_is_shown(judging, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mgenb.lab.run.display", lambda *values: shown.append(values))
+    judging("07_time_ratio").follows()
+    assert len(shown) == 4
+    assert "4.45 to 24.78 %" in shown[0][0].data
+    judging().follows()
+    assert len(shown) == 4

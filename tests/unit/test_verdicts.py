@@ -189,11 +189,8 @@ def test_unfinished_and_blocked_claims_are_not_judged(judged):
 
 
 def test_contradicted_comparisons_say_which_way(judged):
-    small, none, worse = (
-        *judged((claim(), {0: noisy(0.5, 0.05)})),
-        *judged((claim(), {0: noisy(0.0, 0.05)})),
-        *judged((claim(), {0: noisy(-5, 0.5)})),
-    )
+    by_estimate = (noisy(0.5, 0.05), noisy(0.0, 0.05), noisy(-5, 0.5))
+    small, none, worse = (judged((claim(), {0: estimate}))[0] for estimate in by_estimate)
     assert small.reason.startswith("there is an advantage, but of less than 1 points")
     assert none.reason.startswith("no relevant advantage")
     assert worse.reason.startswith("a disadvantage")
