@@ -101,8 +101,6 @@ def _fill(values: Tensor, settings: Settings, seed: int) -> Tensor:
 
 
 def _shaped(values: Tensor, noise: str, z: float) -> Tensor:
-    if noise == "uniform":
-        return z * values
     if noise == "truncated":
         # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
         return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)
@@ -254,7 +252,10 @@ def unstacked(stack: State) -> Iterator[State]:
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
-    """Return the discriminator's decision: better than the base, or closer to it than `eps` (fitness in [0, 1])."""
+    """Return the discriminator's decision: better than the base, or closer to it than `eps`.
+
+    Fitness is an accuracy in [0, 1], or minus a loss.
+    """
     # accuracies are fractions whose floats would let in 0.90 beside 0.95, which is not closer than 0.05
     return fitness > base_fitness or base_fitness - fitness < eps - 1e-9
 
