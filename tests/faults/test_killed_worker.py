@@ -195,7 +195,8 @@ def told(err):
 
 
 def test_ctrl_c_with_two_jobs_is_one_sentence_and_the_same_command_goes_on(project):
-    log, parts = project / "log", project / "runs" / "quick" / "unfinished-03_importance_mask" / "03_importance_mask.parts"
+    log = project / "log"
+    parts = project / "runs" / "quick" / "unfinished-03_importance_mask" / "03_importance_mask.parts"
     write_notebook(project, "03_importance_mask", f"LOG = {str(log)!r}", START, CELL, MEASURE)
     mgenb = [sys.executable, "-m", "mgenb.cli", "run", "03"]
     code, out, err = stopped([*mgenb, "--jobs", "2"], lambda: len(list(parts.glob("*.json"))) >= 2)
