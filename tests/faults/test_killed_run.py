@@ -12,7 +12,7 @@ import pytest
 from mgenb.lab import rows
 
 KILLS = int(os.environ.get("MGENB_TEST_KILLS", "4"))
-GIVEN = {"02": ["bases=4", "epochs=1", "floor=0"], "12": []}
+GIVEN = {"03": ["bases=4", "epochs=1", "floor=0"], "12": []}
 
 
 def command(number, out):

@@ -149,7 +149,7 @@ START = """
 import time
 from mgenb import lab
 tiny = {"dataset": "mnist", "bases": 6, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 0.0}
-run = lab.start("02_zero_filling", profile=profile, seed=0, device="cpu", **tiny)
+run = lab.start("03_importance_mask", profile=profile, seed=0, device="cpu", **tiny)
 """
 CELL = """
 def experiment(part):
@@ -195,9 +195,10 @@ def told(err):
 
 
 def test_ctrl_c_with_two_jobs_is_one_sentence_and_the_same_command_goes_on(project):
-    log, parts = project / "log", project / "runs" / "quick" / "unfinished-02_zero_filling" / "02_zero_filling.parts"
-    write_notebook(project, "02_zero_filling", f"LOG = {str(log)!r}", START, CELL, MEASURE)
-    mgenb = [sys.executable, "-m", "mgenb.cli", "run", "02"]
+    log = project / "log"
+    parts = project / "runs" / "quick" / "unfinished-03_importance_mask" / "03_importance_mask.parts"
+    write_notebook(project, "03_importance_mask", f"LOG = {str(log)!r}", START, CELL, MEASURE)
+    mgenb = [sys.executable, "-m", "mgenb.cli", "run", "03"]
     code, out, err = stopped([*mgenb, "--jobs", "2"], lambda: len(list(parts.glob("*.json"))) >= 2)
     assert (code, out) == (130, "")
     assert len(told(err)) == 1, err
@@ -209,7 +210,7 @@ def test_ctrl_c_with_two_jobs_is_one_sentence_and_the_same_command_goes_on(proje
     subprocess.run([*mgenb, "--jobs", "2"], check=True, capture_output=True)
     assert len(log.read_text().split()) == 6 - done
     subprocess.run([*mgenb, "--out", "alone"], check=True, capture_output=True)
-    csv = "02_zero_filling.csv"
+    csv = "03_importance_mask.csv"
     assert (project / "alone" / csv).read_bytes() == (project / "runs" / "quick" / csv).read_bytes()
 
 

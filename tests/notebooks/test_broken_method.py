@@ -17,10 +17,10 @@ mge.layer_generator = generator.layer_generator = lambda weight, settings: lambd
 """,
     "01_frequency_sensitivity": """
 from mgenb.mge import frequency
-zero_band = frequency.zero_band
+change_band = frequency.change_band
 def other_band(weight, band, count, **options):
-    return zero_band(weight, "high" if band == "low" else "low", count, **options)
-frequency.zero_band = other_band
+    return change_band(weight, "high" if band == "low" else "low", count, **options)
+frequency.change_band = other_band
 """,
     "02_zero_filling": """
 from mgenb.mge import frequency

@@ -7,7 +7,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, record
 from mgenb.measure import population
 
-STEM, BEATS_RANDOM = "02_zero_filling", "mge.fig5.beats_random"
+STEM, CONTROL = "03_importance_mask", "mge.fig7.mask_beats_magnitude"
 TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 0.05, "dataset": "mnist"}
 
 
@@ -43,7 +43,7 @@ def whole(run, function=accuracies):
     """Run to the record; return the rows."""
     found = run.measure(plan(run), function, version=1)
     run.rest_on(*(found.frame.query(f"split == '{split}'")["accuracy"] for split in ("val", "test")))
-    run.evidence(BEATS_RANDOM, stats.mean([2.0, 2.1, 2.2]))
+    run.evidence(CONTROL, stats.mean([2.0, 2.1, 2.2]))
     run.verdicts()
     run.finish()
     return found
@@ -113,9 +113,9 @@ def test_until_all_planned_parts_are_in_nothing_is_judged(out, monkeypatch, caps
     whole(start(epochs=15, bases=5))
     assert "unfinished, 2 of 5 parts" in capsys.readouterr().out
     made = record.read(out / f"{STEM}.json")
-    row = next(row for row in made.claims if row["id"] == BEATS_RANDOM)
+    row = next(row for row in made.claims if row["id"] == CONTROL)
     assert (row["verdict"], row["reason"], row["estimate"]) == ("unfinished", "2 of 5 parts", None)
-    assert row["token"].startswith(f"{BEATS_RANDOM}: unfinished, 2 of 5 parts [quick, sample, ")
+    assert row["token"].startswith(f"{CONTROL}: unfinished, 2 of 5 parts [quick, sample, ")
     assert row["readings"] == []
 
 

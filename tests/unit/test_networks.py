@@ -118,6 +118,6 @@ def test_zero_means_zero():
 def test_a_relative_dataset_is_the_callers_and_what_was_given_is_handed_on(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    checked = parameters.check(catalog.find("02"), "cpu", {"dataset": "images", "t": "0", "arch": "vgg11", "val": None})
+    checked = parameters.check(catalog.find("04"), "cpu", {"dataset": "images", "t": "0", "arch": "vgg11", "val": None})
     assert checked.given == {"dataset": str(tmp_path / "images"), "t": 0.0, "arch": "vgg11"}
     assert checked.by_hand == f"dataset={tmp_path / 'images'}, arch=vgg11, t=0.0"
