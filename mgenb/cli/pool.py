@@ -26,7 +26,7 @@ def create(
     z: Annotated[float, typer.Option(help="Size of the noise that replaces the rest.")] = 0.2,
     noise: Annotated[str, typer.Option(help="truncated, literal, gaussian or uniform.")] = "truncated",
     scale: Annotated[str, typer.Option(help="What z is measured in: relative (to a layer) or absolute.")] = "relative",
-    selection: Annotated[str, typer.Option(help="energy, high, highest, fig7, random, magnitude or largest.")] = "energy",
+    selection: Annotated[str, typer.Option(help="energy, high, highest, fig7, random, magnitude, largest.")] = "energy",
     domain: Annotated[str, typer.Option(help="Redraw coefficients or weights.")] = "coefficients",
     transform: Annotated[str, typer.Option(help="DCT of the whole layer (flat) or of kernels (kernel).")] = "flat",
     seed: Annotated[int, typer.Option(help="Seed of data, base and candidates.")] = 0,
