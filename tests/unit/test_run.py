@@ -230,7 +230,7 @@ def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, caps
     (network,) = run.networks
     run.bases(run.load(network), network)
     run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
-    run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]))
+    run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]), "network")
     run.verdicts()
     printed = capsys.readouterr().out
     assert "mega.table1.params.resnet56: reproduced [quick, no data]" in printed
