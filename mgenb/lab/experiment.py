@@ -1,8 +1,9 @@
 """What an experiment stands on: the data and the trained networks that its part names, and one look at the test images.
 
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
-`epochs`, and by `base` (the number of one network) or `pair` (of two); the run adds `seed`, `profile`, `device` and
-`retrain`.
+`epochs`, and by `base` (the number of one network), `pair` (of two) or `tree` (of as many as its `models` says); the
+run adds `seed`, `profile`, `device` and `retrain`. Where a part names them, `folds` says that one in so many training
+images is for validation, and `first_seed` where the seeds of networks begin.
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -24,7 +25,9 @@ from mgenb.measure import population
 from mgenb.store import State
 
 SPLITS = ("train", "val", "test")
-LOADED = ("dataset", *SPLITS, "seed", "profile", "device")  # what makes a dataset
+LOADED = ("dataset", *SPLITS, "seed", "profile", "device", "folds")  # what makes a dataset
+WHERE_NAMED = ("folds", "first_seed")  # a part need not have them
+NUMBERED = {"base": "network", "pair": "pair", "tree": "tree"}  # how a part names its networks, and how they are called
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
@@ -41,6 +44,8 @@ def dataset(part: rows.Part) -> data.Dataset:
     machine.
     """
     limits: dict[str, Any] = {f"{name}_limit": None if part[name] == "all" else int(part[name]) for name in SPLITS}
+    if part.get("folds"):
+        limits["val_fraction"] = 1 / part["folds"]
     quick = part["profile"] == "quick" and part["dataset"] in data.NAMES
     source = "samples" if quick else "auto"
     return data.load(part["dataset"], source=source, seed=part["seed"], download=not quick, **limits).to(part["device"])
@@ -48,7 +53,7 @@ def dataset(part: rows.Part) -> data.Dataset:
 
 def load(part: rows.Part) -> data.Dataset:
     """Return the dataset that a part names; it is kept for the parts that follow."""
-    return _load(*(part[name] for name in LOADED))
+    return _load(*(part.get(name) for name in LOADED))
 
 
 @lru_cache(maxsize=2)
@@ -61,16 +66,18 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
 
     `finish(net, dataset)` changes each in place before anyone else sees it.
     """
-    seeds = [1000 * part["seed"] + number for number in _numbers(part)]
+    seeds = [1000 * part["seed"] + part.get("first_seed", 0) + number for number in _numbers(part)]
     how = part["recipe"], part["epochs"], bool(part.get("retrain"))
     return [_trained(part["arch"], load(part), seed, finish, *how) for seed in seeds]
 
 
 def _numbers(part: rows.Part) -> list[int]:
-    return [part["base"]] if "base" in part else [2 * part["pair"], 2 * part["pair"] + 1]
+    of = next(name for name in NUMBERED if name in part)
+    count = {"base": 1, "pair": 2}.get(of) or part["models"]
+    return list(range(count * part[of], count * (part[of] + 1)))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)  # a tree of eight, as trained and finished
 def _trained(
     arch: str, dataset: data.Dataset, seed: int, finish: Finish | None, recipe: str, epochs: int, retrain: bool
 ) -> nn.Module:
@@ -117,7 +124,7 @@ def measure(
 
 def _train(parts: Sequence[rows.Part], facts: rows.Facts, executor: Executor) -> None:
     """Train the networks that parts name side by side: parts of the same one would wait for each other."""
-    names = (*SPLITS, *TRAINED)
+    names = [name for name in (*SPLITS, *TRAINED, *WHERE_NAMED) if name in parts[0]]
     singles = [{name: part[name] for name in names} | {"base": n} for part in parts for n in _numbers(part)]
     list(each(facts, {str(single): single for single in singles}.values(), executor, "network"))
 
@@ -135,7 +142,7 @@ def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
     """Return what stands with a part: its data, its networks and their weights as trained, and the machine."""
     described = load({**part, **run}).describe()
     states = [net.state_dict() for net in trained({**part, **run})]
-    number = f"network {part['base']}" if "base" in part else f"pair {part['pair']}"
+    number = next(f"{shown} {part[of]}" for of, shown in NUMBERED.items() if of in part)
     return {
         "data": described["digest"],
         "weights": "-".join(store.tensor_hash(state, state)[:20] for state in states),

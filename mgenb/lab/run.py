@@ -101,7 +101,8 @@ class Run:
         limits = {name: self.chosen.settings.get(name, "all") for name in experiment.SPLITS}
         if network.images:
             limits = {"train": network.images, "val": network.images // 5, "test": network.images // 5}
-        return {**trained, **{name: str(limit) for name, limit in limits.items()}, **own}
+        named = {name: self.chosen.settings[name] for name in experiment.WHERE_NAMED if name in self.chosen.settings}
+        return {**trained, **{name: str(limit) for name, limit in limits.items()}, **named, **own}
 
     def measure(self, parts: Sequence[rows.Part], function: rows.Function, *, version: int) -> rows.Rows:
         """Return the rows of `function` on these parts, which the notebook's VERSION names: measured, or read.

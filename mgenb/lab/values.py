@@ -6,18 +6,17 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from mgenb import data, mega, nets, training
+from mgenb import data, nets, training
 from mgenb.claims.registry import PAPERS
 from mgenb.errors import MgenbError, choose
 
 LIMITS = ("train", "val", "test")  # of images: a number, or all there are
 SHARES = ("t", "share", "floor")
-MAY_BE_ZERO = ("seed", "val_classes", "mutations", "fusions", "tune_epochs")
+MAY_BE_ZERO = ("seed", "first_seed", "val_classes", "mutations", "fusions", "tune_epochs")
 CHOICES: dict[str, Collection[str]] = {
     "arch": nets.ARCHITECTURES,
     "second_arch": ("", *nets.ARCHITECTURES),
     "recipe": training.RECIPES,
-    "variant": mega.VARIANTS,
     "paper": ("both", *PAPERS),
 }
 RIGHT = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [0, 1]"}

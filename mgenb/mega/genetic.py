@@ -4,6 +4,7 @@ The population is one stacked state_dict on the parents' device. What the paper 
 published code does otherwise, is an option of `Settings`; `VARIANTS` names the sets of them.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ class Settings:
     redone: each child has K tournaments of its own, of which the first two winners are used (the author's code);
         else they are held once a generation and each child draws its two parents from the K winners.
     distinct: a child's two parents are never one and the same individual.
+    pairs: each pair of the K winners has one child, so that a generation has K (K - 1) / 2 (line 22 of Algorithm 1 read
+        literally); else it has N - 1.
     rate, sigma: probability and standard deviation of a mutation; sigma is not stated in the paper.
     mutate: each of the 'weights' with that probability, or whole 'tensors' at once (the author's code).
     relative: sigma is in units of the tensor's own standard deviation in the first parent.
@@ -56,6 +59,7 @@ class Settings:
     entrants: int = 3
     redone: bool = False
     distinct: bool = False
+    pairs: bool = False
     rate: float = 0.02
     sigma: float = 0.1
     mutate: str = "weights"
@@ -73,6 +77,11 @@ class Settings:
     def evaluated(self) -> int:
         """How many generations are evaluated, the first population among them."""
         return self.generations + self.evaluate_last
+
+    @property
+    def children(self) -> int:
+        """How many children a generation has."""
+        return math.comb(self.winners, 2) if self.pairs else self.size - 1
 
 
 VARIANTS = {
@@ -228,7 +237,9 @@ class _Breeding:
             return int(max(entrants, key=ranks.__getitem__))
 
         winners, couples = [winner() for _ in range(settings.winners)], []
-        for _ in range(settings.size - 1):
+        if settings.pairs:
+            return list(itertools.combinations(winners, 2))
+        for _ in range(settings.children):
             if settings.redone:
                 winners = [winner() for _ in range(settings.winners)]
             mother, father = winners[:2] if settings.redone else rng.choice(winners, 2, replace=False).tolist()

@@ -204,8 +204,9 @@ def cma_es(task: Task) -> Result:
 
 def genetic(task: Task, settings: mega.Settings = mega.VARIANTS["paper"]) -> Result:
     """MeGA by some settings, with the task's size and as many generations as the budget allows."""
-    generations = (task.budget - task.size) // (task.size - 1)
-    settings = replace(settings, size=task.size, generations=generations + (not settings.evaluate_last))
+    settings = replace(settings, size=task.size)
+    generations = (task.budget - task.size) // settings.children + (not settings.evaluate_last)
+    settings = replace(settings, generations=generations)
     score = population.accuracy_on(task.net, task.val)
 
     def fitness(states: Iterable[State]) -> Sequence[float]:

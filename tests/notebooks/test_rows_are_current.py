@@ -11,7 +11,7 @@ from mgenb.lab import catalog, execute, record, rows
 ROOT = Path(__file__).parents[2]
 COMMITTED = [path for profile in catalog.PROFILES for path in sorted((ROOT / "figures" / profile).glob("*.csv"))]
 QUICK = [path.stem for path in COMMITTED if path.parent.name == "quick"]
-SLOW = ("12_mega_pairs",)
+SLOW = ("11_mega_fitness", "12_mega_pairs", "13_mega_hierarchy")
 ALLOWED = 0.2  # percent points: two images in a thousand
 
 

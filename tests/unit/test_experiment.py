@@ -62,6 +62,17 @@ def test_a_part_names_the_data_and_the_networks_of_the_run():
     assert len(lab.trained({**part, "pair": 1})) == 2
 
 
+def test_a_part_may_name_where_seeds_begin_and_how_many_images_are_for_validation(monkeypatch):
+    part = {**plan(start())[1], "seed": 2, "profile": "quick", "device": "cpu", "val": "all", "train": "all"}
+    usual, tenth = lab.load(part), lab.load({**part, "folds": 10})
+    assert [len(split) for split in (usual.train, usual.val, tenth.train, tenth.val)] == [2500, 500, 2700, 300]
+    monkeypatch.setattr(experiment, "_trained", lambda arch, dataset, seed, *how: seed)
+    del part["base"]
+    assert lab.trained({**part, "base": 3}) == [2003]
+    assert lab.trained({**part, "pair": 1, "first_seed": 56}) == [2058, 2059]
+    assert lab.trained({**part, "tree": 1, "models": 3, "first_seed": 44}) == [2047, 2048, 2049]
+
+
 def test_rows_say_what_they_rest_on_and_the_record_has_it(out, capsys):
     found = whole(start())
     about = found.parts.iloc[0]

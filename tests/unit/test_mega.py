@@ -108,6 +108,20 @@ def test_how_many_are_evaluated(parents):
     assert code.evaluations == 6 + 2 * 5  # the last offspring are never evaluated
 
 
+def test_each_pair_of_the_winners_has_one_child_where_it_is_so_set(parents):
+    _, found = seen_by(parents, tuned("paper", size=8, generations=3, pairs=True))
+    rows = found.individuals
+    assert rows["generation"].value_counts(sort=False).tolist() == [8, 6, 6, 6]  # 4 winners make 6 pairs
+    for _, group in rows[rows["origin"] == "child"].groupby("generation"):
+        (a, b, c, d), mothers, fathers = winners_of(group), list(group["mother"]), list(group["father"])
+        assert list(zip(mothers, fathers, strict=True)) == [(a, b), (a, c), (a, d), (b, c), (b, d), (c, d)]
+
+
+def winners_of(children):
+    """The first three children are the first winner's with the others."""
+    return [children["mother"].iloc[0], *children["father"].iloc[:3]]
+
+
 def test_the_best_is_kept_and_is_the_one_that_is_returned(parents):
     _, found = seen_by(parents, tuned("paper", generations=6))
     history = found.history
