@@ -77,7 +77,7 @@ def cluster(tmp_path_factory):
 def recorded():
     """What makes a record of notebook 03 with one claim, made by today's registry and experiment."""
     from mgenb import claims
-    from mgenb.lab import record
+    from mgenb.lab import catalog, record
 
     def make(verdict="reproduced", profile="cpu", claim="mge.fig7.mask_unimportant", **changed):
         scale = {"profile": profile, "variant": "official", "dataset": "mnist", "arch": "lenet", "changed": ""}
@@ -87,7 +87,7 @@ def recorded():
         context = {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "cores": 2}
         found = {"registry": claims.registry_hash(stem), "margins": {}, "claims": [row], "context": context}
         empty = {name: kind() for name, kind in record._kinds().items()}
-        known = {"schema": record.SCHEMA, "stem": stem, "profile": profile, "version": 1}
+        known = {"schema": record.SCHEMA, "stem": stem, "profile": profile, "version": catalog.version(stem)}
         return record.Record(**{**empty, **known, **found, **changed})
 
     return make
