@@ -17,9 +17,13 @@ from mgenb.store import State
 
 TRANSFORMS = ("flat", "kernel")
 BANDS = ("low", "mid", "high")
-SELECTIONS = ("energy", "high", "fig7", "random", "magnitude", "largest")
+BANDS_BY = ("index", "size")
+CHANGES = ("zeroed", "noise", "kept")
+MARKS = ("most", "least")
+SELECTIONS = ("energy", "high", "highest", "fig7", "random", "magnitude", "largest")
 DOMAINS = ("coefficients", "weights")
-NATURAL = {"energy": "coefficients", "high": "coefficients", "fig7": "weights"}  # domain; the others are for both
+# selection: its domain; the others are for both
+NATURAL = {"energy": "coefficients", "high": "coefficients", "highest": "coefficients", "fig7": "weights"}
 FIG7_SHARE = 0.1  # Fig. 7: ten per cent of a band is set to zero in each layer
 
 
@@ -106,21 +110,43 @@ def change_coefficients(
 
 
 def zero_band(weight: Tensor, band: str, count: int, *, transform: str, seed: int) -> Tensor:
-    """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6).
+    """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6); see `change_band`."""
+    return change_band(weight, band, count, transform=transform, seed=seed)
 
-    Raises MgenbError when the band has fewer.
+
+def change_band(
+    weight: Tensor,
+    band: str,
+    count: int | None,
+    *,
+    transform: str,
+    seed: int,
+    change: str = "zeroed",
+    bands: str = "index",
+) -> Tensor:
+    """Return the layer with `count` random coefficients of `band` modified (MGE Fig. 6); `bands`: see `band_mask`.
+
+    `zeroed`: set to zero; `noise`: Gaussian noise is added whose norm is that of what zeroing them would remove;
+    `kept`: all outside the band is set to zero, and `count` is None. Raises MgenbError for an unknown name, when the
+    band has fewer coefficients, or for a count that does not go with the change.
     """
-    return _zero_some(weight, band, count, transform, torch_generator(seed, "zero band", band))
+    if (choose("change", change, CHANGES) == "kept") != (count is None):
+        raise MgenbError(f"count is {count} with change={change!r}; right is None for 'kept', and for it alone")
+    mask = band_mask(weight, transform, band, bands)
+    if count is None:
+        return change_coefficients(weight, ~mask, 0.0, transform)
+    mask = random_part(mask, count, torch_generator(seed, "zero band", band))
+    if change == "zeroed":
+        return change_coefficients(weight, mask, 0.0, transform)
+    old = to_coefficients(weight, transform)
+    noise = torch.randn(weight.shape, generator=torch_generator(seed, "band noise", band)).to(weight)
+    values = old + noise * old[mask].norm() / noise[mask].norm()
+    return change_coefficients(weight, mask, values, transform, old)
 
 
-def _zero_some(weight: Tensor, band: str, count: int, transform: str, generator: torch.Generator) -> Tensor:
-    mask = random_part(band_mask(weight, transform, band), count, generator)
-    return change_coefficients(weight, mask, 0.0, transform)
-
-
-def smallest_band(weight: Tensor, transform: str) -> int:
+def smallest_band(weight: Tensor, transform: str, bands: str = "index") -> int:
     """Return the size of a layer's smallest band: up to that many, all bands can be changed by equal counts."""
-    return min(int(band_mask(weight, transform, band).sum()) for band in BANDS)
+    return min(int(band_mask(weight, transform, band, bands).sum()) for band in BANDS)
 
 
 def change_layers(state: State, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
@@ -141,14 +167,20 @@ def frequency_of(shape: torch.Size, transform: str) -> Tensor:
     return radius.expand(shape).contiguous()
 
 
-def band_mask(weight: Tensor, transform: str, band: str) -> Tensor:
-    """Return which coefficients of a layer lie in a third of the frequency range (bool, its shape and device).
+def band_mask(weight: Tensor, transform: str, band: str, bands: str = "index") -> Tensor:
+    """Return which coefficients of a layer lie in a third of them (bool, its shape and device).
 
-    `band` is 'low', 'mid' or 'high'; MgenbError for another one.
+    `bands` are thirds of the frequency range ('index'), or of the coefficients in order of magnitude ('size', the
+    largest are high: the paper calls one part both high and the one with the energy). `band` is 'low', 'mid', 'high',
+    or several, as in 'low+mid'. Raises MgenbError for an unknown name.
     """
-    third = BANDS.index(choose("band", band, BANDS))
-    places = frequency_of(weight.shape, transform).to(weight.device)  # in [0, 1]: what bands are thirds of
-    return (places * 3).floor().clamp(max=2) == third
+    thirds = [BANDS.index(choose("band", name, BANDS)) for name in band.split("+")]
+    places = frequency_of(weight.shape, transform)  # in [0, 1]: what bands are thirds of
+    if choose("bands", bands, BANDS_BY) == "size":
+        order = to_coefficients(weight.cpu(), transform).abs().reshape(-1).argsort(stable=True)
+        places = (order.argsort() / weight.numel()).reshape(weight.shape)
+    third = (places * 3).floor().clamp(max=2).to(weight.device)
+    return torch.isin(third, torch.tensor(thirds, device=weight.device))
 
 
 def random_part(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -198,17 +230,20 @@ def select(
     domain: str = "coefficients",
     transform: str = "flat",
     band: str = "mid",
+    marks: str = "most",
     seed: int = 0,
 ) -> Tensor:
     """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
 
     The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
-    the upper share is called important; `fig7`, the weights that change most when a tenth of `band` is zeroed.
-    Controls of the same size: `random`, `magnitude` (smallest) and `largest`, in `domain`.
+    the upper share is called important; `fig7`, the weights that change most when a tenth of `band` ('low+mid' is
+    both together) is zeroed, or least, as `marks` says. Controls of the same size: `random`, `magnitude` (smallest)
+    and `largest`, in `domain`; `highest`, the coefficients of highest index.
     Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
     """
     choose("selection", selection, SELECTIONS)
     choose("domain", domain, DOMAINS)
+    choose("marks", marks, MARKS)
     if not 0 <= count <= weight.numel():
         raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
     natural = NATURAL.get(selection, domain)
@@ -216,16 +251,19 @@ def select(
         raise MgenbError(f"selection {selection!r} is about {natural}; set domain={natural!r}")
     if selection == "random":
         return random_part(torch.ones_like(weight, dtype=torch.bool), count, torch_generator(seed, "random selection"))
-    if selection == "high":
+    if selection in ("high", "highest"):
         order = frequency_of(weight.shape, transform).reshape(-1).argsort(stable=True)
+        order = order.flip(0) if selection == "highest" else order
         return _mask_of(weight.shape, order[:count].to(weight.device))
     if selection == "fig7":
-        return largest(fig7_change(weight, band, transform, seed), count)
+        change = fig7_change(weight, band, transform, seed)
+        return largest(change, count) if marks == "most" else smallest(change, count)
     values = to_coefficients(weight, transform) if domain == "coefficients" else weight
     return largest(values, count) if selection == "largest" else smallest(values, count)
 
 
 def fig7_change(weight: Tensor, band: str, transform: str, seed: int) -> Tensor:
     """Return by how much each weight changes when a random tenth of `band` is set to zero (Fig. 7)."""
-    count = round(FIG7_SHARE * int(band_mask(weight, transform, band).sum()))
-    return _zero_some(weight, band, count, transform, torch_generator(seed, "fig7", band)) - weight
+    inside = band_mask(weight, transform, band)
+    mask = random_part(inside, round(FIG7_SHARE * int(inside.sum())), torch_generator(seed, "fig7", band))
+    return change_coefficients(weight, mask, 0.0, transform) - weight

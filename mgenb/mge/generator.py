@@ -13,13 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mgenb.errors import demand
+from mgenb.errors import MgenbError, demand
 from mgenb.mge import frequency
 from mgenb.seeds import derive, torch_generator
 from mgenb.store import State
 
-NOISES = ("truncated", "literal", "gaussian")
+NOISES = ("truncated", "literal", "gaussian", "uniform")
 SCALES = ("absolute", "relative")
+PLACED = ("replaced", "added")
 DRAWN = ("random", "fig7")  # selections that choose at random, so that each seed has another mask
 STACK_ELEMENTS = 2**27  # weights that are generated at once: half a GiB
 
@@ -28,14 +29,18 @@ STACK_ELEMENTS = 2**27  # weights that are generated at once: half a GiB
 class Settings:
     """How to generate; raises MgenbError for what is unknown or does not go together.
 
-    selection: what is unimportant, one of `frequency.SELECTIONS`; its size is what lies outside the energy
-        share `t` (0 to 1) of the layer's DCT coefficients, whatever the selection, so that controls have the
-        paper's size.
+    selection: what is unimportant, one of `frequency.SELECTIONS`; its size is the share `share` (0 to 1) of all
+        values of a layer or, for None, what lies outside the energy share `t` (0 to 1) of the layer's DCT
+        coefficients, whatever the selection, so that controls have the paper's size.
+    part: only this share (0 to 1) of what is unimportant is redrawn, the most unimportant first.
     domain: redraw DCT 'coefficients' or, at the mask's positions, 'weights' (the mask of Fig. 7).
     noise: Eq. 1 reads N(-z, z) with z in [0, 0.2]. 'truncated': mean 0, deviation z, cut to [-z, z] (the text's
-        words); 'literal': mean -z, deviation z; 'gaussian': mean 0, deviation z.
+        words); 'literal': mean -z, deviation z; 'gaussian': mean 0, deviation z; 'uniform': on [-z, z].
+    z_drawn: each layer's z is itself drawn, uniform on [0, z], anew for each model.
     scale: 'absolute', z as it is; 'relative', z times the standard deviation of the layer's weights. The
         orthonormal DCT keeps that deviation, so one z means the same in both domains.
+    placed: 'replaced', draws stand in place of the unimportant coefficients (Algorithm 1, line 3); 'added', these
+        become zero, and a draw is added to every weight of a layer that has any (Eq. 3).
     """
 
     selection: str = "energy"
@@ -46,9 +51,18 @@ class Settings:
     scale: str = "relative"
     transform: str = "flat"
     band: str = "mid"
+    share: float | None = None
+    part: float = 1.0
+    z_drawn: bool = False
+    placed: str = "replaced"
 
     def __post_init__(self) -> None:
-        demand(self, noise=NOISES, scale=SCALES, band=frequency.BANDS, z=(0.0, 1e6), t=(0.0, 1.0))
+        bands = (*frequency.BANDS, "low+mid")
+        demand(self, noise=NOISES, scale=SCALES, placed=PLACED, band=bands, z=(0.0, 1e6), t=(0.0, 1.0), part=(0.0, 1.0))
+        if self.share is not None:
+            demand(self, share=(0.0, 1.0))
+        if self.placed == "added" and self.domain == "weights":
+            raise MgenbError("placed='added' is about coefficients: with domain='weights' it is what 'replaced' does")
         unimportant(torch.eye(2), self, 0)  # selection, domain and transform, before anything is trained
 
 
@@ -63,7 +77,12 @@ def unimportant(weight: Tensor, settings: Settings, seed: int) -> Tensor:
 
 def _count(weight: Tensor, settings: Settings) -> int:
     """Return how many values of a layer are redrawn."""
-    return frequency.unimportant_count(frequency.to_coefficients(weight.cpu(), settings.transform), settings.t)
+    if settings.share is None:
+        coefficients = frequency.to_coefficients(weight.cpu(), settings.transform)
+        count = frequency.unimportant_count(coefficients, settings.t)
+    else:
+        count = round(settings.share * weight.numel())
+    return round(settings.part * count)
 
 
 def _mask(weight: Tensor, settings: Settings, count: int, seed: int) -> Tensor:
@@ -76,35 +95,46 @@ def _mask(weight: Tensor, settings: Settings, count: int, seed: int) -> Tensor:
 def _fill(values: Tensor, settings: Settings, seed: int) -> Tensor:
     """Fill `values` in place, on the CPU, with the random numbers that `_shaped` makes draws of Eq. 1."""
     generator = torch_generator(seed, "values")
-    if settings.noise == "truncated":
+    if settings.noise in ("truncated", "uniform"):
         return values.uniform_(-1, 1, generator=generator)
     return values.normal_(generator=generator)
 
 
 def _shaped(values: Tensor, noise: str, z: float) -> Tensor:
+    if noise == "uniform":
+        return z * values
     if noise == "truncated":
         # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
         return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)
     return z * (values - float(noise == "literal"))
 
 
-def _redrawer(weight: Tensor, settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return (mask, random numbers) -> the layer redrawn; what is the same for all draws is computed here, once."""
+def _redrawer(weight: Tensor, settings: Settings) -> Callable[..., Tensor]:
+    """Return (mask, random numbers, share of z) -> the layer redrawn; what is the same for all is computed once."""
     z = settings.z * (weight.std().item() if settings.scale == "relative" else 1.0)
     old = frequency.to_coefficients(weight, settings.transform) if settings.domain == "coefficients" else weight
 
-    def redrawn(mask: Tensor, raw: Tensor) -> Tensor:
-        values = _shaped(raw.to(weight, non_blocking=True), settings.noise, z)
+    def redrawn(mask: Tensor, raw: Tensor, share_of_z: float = 1.0) -> Tensor:
+        values = _shaped(raw.to(weight, non_blocking=True), settings.noise, share_of_z * z)
         if settings.domain == "weights":
             return torch.where(mask, values, weight)
+        if settings.placed == "added":
+            kept = frequency.change_coefficients(weight, mask, 0.0, settings.transform, old)
+            return kept + torch.where(mask.any(), values, 0.0)
         return frequency.change_coefficients(weight, mask, values, settings.transform, old)
 
     return redrawn
 
 
+def _drawn(weight: Tensor, settings: Settings, seed: int) -> tuple[Tensor, float]:
+    """Return a layer's random numbers, and which share of z it has."""
+    share_of_z = torch.rand((), generator=torch_generator(seed, "z")).item() if settings.z_drawn else 1.0
+    return _fill(torch.empty(weight.shape), settings, seed), share_of_z
+
+
 def redraw(weight: Tensor, mask: Tensor, settings: Settings, seed: int) -> Tensor:
     """Return one layer with the part under `mask` redrawn; on the layer's device, from CPU draws."""
-    return _redrawer(weight, settings)(mask, _fill(torch.empty(weight.shape), settings, seed))
+    return _redrawer(weight, settings)(mask, *_drawn(weight, settings, seed))
 
 
 def layer_generator(weight: Tensor, settings: Settings) -> Callable[[int], Tensor]:
@@ -118,7 +148,7 @@ def layer_generator(weight: Tensor, settings: Settings) -> Callable[[int], Tenso
 
     def generated(seed: int) -> Tensor:
         mask = _mask(weight, settings, count, derive(seed, "mask")) if fixed is None else fixed
-        return redrawn(mask, _fill(torch.empty(weight.shape), settings, seed))
+        return redrawn(mask, *_drawn(weight, settings, seed))
 
     return generated
 
@@ -166,22 +196,29 @@ def candidate_seed(seed: int, index: int) -> int:
 def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterator[tuple[int, State]]:
     """Yield `count` pairs (candidate seed, generated state_dict), independent draws of all layers.
 
-    On a GPU they are made a stack at a time (see `stacks`), but for selections that are drawn themselves.
+    On a GPU they are made a stack at a time, but for settings that `stacks` refuses.
     """
     seeds = [candidate_seed(seed, index) for index in range(count)]
-    if next(iter(base.values())).is_cuda and settings.selection not in DRAWN:
+    if next(iter(base.values())).is_cuda and _stackable(settings):
         made = (layers for stack in stacks(base, settings, seeds) for layers in unstacked(stack))
         yield from zip(seeds, ({**base, **layers} for layers in made), strict=True)
     else:
         yield from zip(seeds, map(model_generator(base, settings), seeds), strict=True)
 
 
+def _stackable(settings: Settings) -> bool:
+    """Return whether mask and z are the same for every seed."""
+    return settings.selection not in DRAWN and not settings.z_drawn
+
+
 def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
     """Yield the weight layers that `model_generator` makes for many seeds, stacked: [models, *shape] each.
 
     One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
-    device is busy with the stack before. For selections that depend on the seed, see `model_generator`.
+    device is busy with the stack before. Raises MgenbError for a mask or a z that is drawn: see `model_generator`.
     """
+    if not _stackable(settings):
+        raise MgenbError(f"stacks have one mask and one z: selection {settings.selection!r} or z_drawn is not for them")
     weights = {name: base[name] for name in frequency.weight_names(base)}
     redrawn = {}
     for name, weight in weights.items():
