@@ -1,36 +1,46 @@
-"""Algorithm 1 of MGE (arXiv 2402.17486): layer by layer, redraw until the discriminator accepts.
+"""Algorithm 1 of MGE (arXiv 2402.17486): redraw, layer by layer or all at once, until the discriminator accepts.
 
-A try exchanges one layer. What the network computes before that layer is the same for all tries of it, so
+A try exchanges one layer, or all. What the network computes before that layer is the same for all tries of it, so
 `cached` computes it once for each layer; `plain` runs the whole network for each try, and is what to check against.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from mgenb.data import Split
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
 from mgenb.mge import frequency
-from mgenb.mge.generator import Layers, Settings, fewest_right, layer_generator
+from mgenb.mge.generator import Layers, Settings, accepts, fewest_right, layer_generator
 from mgenb.nets import Tracer
 from mgenb.seeds import derive
 from mgenb.store import State
 
-# (weight in a layer, fewest right to be accepted) -> images that are right, with that weight; the whole pass for None
-RightWith = Callable[[torch.Tensor, int | None], population.Count]
-Fitness = Callable[[State, str], RightWith]  # (state_dict, name of a layer) -> what judges tries of that layer
+ACCEPTED = ("layer", "whole", "closest")
+CRITERIA = ("accuracy", "loss")
+
+# (logits, labels, how many images) -> their fitness, from batches that are computed when they are asked for
+Measure = Callable[[Iterable[torch.Tensor], Iterable[torch.Tensor], int], Any]
+Judge = Callable[[torch.Tensor, Measure], Any]  # (weight in a layer, measure) -> what it measures with that weight
+Fitness = Callable[[State, str], Judge]  # (state_dict, name of a layer) -> what judges tries of that layer
+# (judge, weight) -> whether that try passes, and how far its fitness is from the base's
+Discriminator = Callable[[Judge, torch.Tensor], tuple[bool, float]]
 
 
 @dataclass(frozen=True)
 class LayerwiseResult:
     """What Algorithm 1 ended with.
 
-    state: the state_dict. tries: how many were made of each layer. recipe: the seed of the draw that was taken for
-    each layer; a layer that was left as it was is missing. See `replay`.
+    state: the state_dict. tries: how many were made of each layer, or of all at once. recipe: the seed of the draw that
+    was taken for each layer; a layer that was left as it was is missing. See `replay`.
     """
 
     state: State
@@ -45,30 +55,74 @@ def search(
     fitness: Fitness,
     *,
     layers: Layers = layer_generator,
+    accepted: str = "layer",
+    criterion: str = "accuracy",
     eps: float = 0.05,
     tries: int = 100,
 ) -> LayerwiseResult:
     """Run Algorithm 1: layers in the network's order, `tries` (n_D) times each at most.
 
+    accepted: where the discriminator's test stands. 'layer': after each layer, the first try that passes is taken;
+        'closest': after each layer, of all tries the one whose fitness is closest to the base's, if it passes (Eq. 5);
+        'whole': once, after all layers (lines 9 to 12); when refused, all are drawn anew.
+    criterion: what passes (Eq. 6 and 7): an 'accuracy' above the base's, or less than `eps` (a share) below it; or a
+        'loss', the mean cross-entropy, below the base's, or less than `eps` above it.
+
     `fitness` is `plain(net, split)` or `cached(net, split)`; `layers` makes the tries, with `mge.layer_noise`
     the same search is done with plain noise. A layer for which no try is accepted keeps its
-    weights. Raises MgenbError when tries < 1.
+    weights. Raises MgenbError for an unknown name and when tries < 1.
     """
     if tries < 1:
         raise MgenbError(f"tries is {tries}; right is at least 1 (the paper: 100)")
+    closest = choose("accepted", accepted, ACCEPTED) == "closest"
     names = frequency.weight_names(base)
-    state, made, recipe = dict(base), {}, {}
-    whole = fitness(state, names[0])(base[names[0]], None)
-    fewest = fewest_right(whole.right, whole.total, eps)
-    for name in names:
-        generated, right_with = layers(base[name], settings), fitness(state, name)
+    discriminator = _discriminator(fitness(base, names[0]), base[names[0]], criterion, eps, exact=closest)
+    state, made, recipe = dict(base), dict[str, int](), dict[str, int]()
+    for group in [names] if accepted == "whole" else [[name] for name in names]:
+        generated = {name: layers(base[name], settings) for name in group}
+        nearest, taken, seeds = math.inf, dict[str, torch.Tensor](), dict[str, int]()
         for attempt in range(1, tries + 1):
-            draw = derive(seed, name, attempt)
-            layer, made[name] = generated(draw), attempt
-            if right_with(layer, fewest).passes(fewest):
-                state[name], recipe[name] = layer, draw
+            draws = {name: derive(seed, name, attempt) for name in group}
+            redrawn = {name: generated[name](draw) for name, draw in draws.items()}
+            if attempt == 1 or len(group) > 1:  # tries of one layer share what lies before it
+                judge = fitness({**state, **redrawn}, group[0])
+            passes, distance = discriminator(judge, redrawn[group[0]])
+            if distance < nearest if closest else passes:
+                nearest = distance
+                taken, seeds = (redrawn, draws) if passes else ({}, {})
+            if passes and not closest:
                 break
+        state, recipe = {**state, **taken}, {**recipe, **seeds}
+        made.update(dict.fromkeys(group, attempt))
     return LayerwiseResult(state, made, recipe)
+
+
+def _discriminator(judge: Judge, weight: torch.Tensor, criterion: str, eps: float, exact: bool) -> Discriminator:
+    """Return the discriminator beside the base, whose weight this is; unless `exact`, passes may end early."""
+    if choose("criterion", criterion, CRITERIA) == "loss":
+        base_loss = judge(weight, mean_loss)
+
+        def by_loss(judge: Judge, weight: torch.Tensor) -> tuple[bool, float]:
+            loss = judge(weight, mean_loss)
+            return accepts(-loss, -base_loss, eps), abs(loss - base_loss)
+
+        return by_loss
+    base = judge(weight, population.tally)
+    fewest = fewest_right(base.right, base.total, eps)
+    measure = population.tally if exact else partial(population.tally, fewest=fewest)
+
+    def by_accuracy(judge: Judge, weight: torch.Tensor) -> tuple[bool, float]:
+        count = judge(weight, measure)
+        return count.passes(fewest), abs(count.right - base.right)
+
+    return by_accuracy
+
+
+def mean_loss(logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int) -> float:
+    """Return the mean cross-entropy of batches of `total` images in all, in float64, whatever the batches are."""
+    batches = zip(logits, labels, strict=True)
+    losses = (functional.cross_entropy(z.double(), truth, reduction="none").tolist() for z, truth in batches)
+    return math.fsum(chain.from_iterable(losses)) / total
 
 
 def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: Layers = layer_generator) -> State:
@@ -79,7 +133,15 @@ def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: L
 def plain(net: nn.Module, split: Split) -> Fitness:
     """Return the fitness that runs the whole network for each try; SealedSplitError for the test split."""
     population.refuse_test(split)
-    return lambda state, name: lambda weight, _: population.count(net, split, [{**state, name: weight}])[0]
+
+    def at(state: State, name: str) -> Judge:
+        def judge(weight: torch.Tensor, measure: Measure) -> Any:
+            logits = population.logits(net, split, {**state, name: weight})
+            return measure([logits], [split.labels.cpu()], len(split))
+
+        return judge
+
+    return at
 
 
 def cached(net: nn.Module, split: Split) -> Fitness:
@@ -91,10 +153,10 @@ def cached(net: nn.Module, split: Split) -> Fitness:
     population.refuse_test(split)
     graph = Tracer().trace(population.quick_copy(net))
     first, *nodes, last = graph.nodes
-    batches, total = list(population.batches(split)), len(split)
+    batches = list(population.batches(split))
 
     @torch.inference_mode()
-    def at(state: State, name: str) -> RightWith:
+    def at(state: State, name: str) -> Judge:
         scratch = population.quick_copy(net)  # one for each layer: several may be tried in turn
         scratch.load_state_dict(state)
         part = _Part(scratch, graph=graph)
@@ -105,12 +167,12 @@ def cached(net: nn.Module, split: Split) -> Fitness:
         starts = [{n: v for n, v in part.run_nodes(before, {first: x}).items() if n in used} for x, _ in batches]
 
         @torch.inference_mode()
-        def count(weight: torch.Tensor, fewest: int | None) -> population.Count:
+        def judge(weight: torch.Tensor, measure: Measure) -> Any:
             scratch.get_parameter(name).copy_(weight)
             logits = (part.run_nodes(after, start)[last] for start in starts)
-            return population.tally(logits, (labels for _, labels in batches), total, fewest)
+            return measure(logits, (labels for _, labels in batches), len(split))
 
-        return count
+        return judge
 
     return at
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from mgenb import mge, store
-from mgenb.errors import MgenbError, demand
+from mgenb.errors import MgenbError, choose, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
 from mgenb.mge import frequency
@@ -29,15 +29,18 @@ Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry
 Row = dict[str, Any]  # of the history
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 
-VERSION = 1  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
+VERSION = 2  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
 ORIGINS = ("fresh", "mutation", "fusion")
+FUSED = ("children", "taken")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to evolve; the defaults are the paper's.
 
-    parents, mutations, fusions: n, j and m, individuals that survive and that each generation adds.
+    parents, mutations, fusions: n, j and m. n survive; each generation adds j mutants, and fusions of these n + j.
+    fused: what m counts: 'children' that fusion adds, each of two at random; or models 'taken' into fusion at most, in
+        random disjoint pairs, of which each gives a child.
     fresh: individuals that are drawn anew in each generation. With mutations = fusions = 0 this is random search.
     gamma: fitness is quality + gamma * additional.
     """
@@ -48,9 +51,11 @@ class Settings:
     generations: int = 100
     gamma: float = 1.0
     fresh: int = 0
+    fused: str = "children"
 
     def __post_init__(self) -> None:
         demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
+        choose("fused", self.fused, FUSED)
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,10 @@ def evolve(
     """Evolve a population of models that are generated from `base`: E-MGE.
 
     The first population is drawn by `first`, with all layers at once or, say, by Algorithm 1. Each generation then adds
-    mutants (parents in turn, one layer drawn anew), fusions (two parents at random, averaged) and fresh individuals,
-    made like the first ones; the fittest survive, older ones first among equals. An individual whose fitness is not
-    finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with plain noise.
+    mutants (parents in turn, one layer drawn anew), fusions (two of parents and mutants, averaged) and fresh
+    individuals, made like the first ones; the fittest survive, older ones first among equals. An individual whose
+    fitness is not finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with
+    plain noise.
 
     With `checkpoint` the state is written there after each generation, and the same call goes on from it, to the
     identical result; more generations than before extend it. Functions cannot be compared: a file for each choice.
@@ -158,8 +164,16 @@ class _Breeding:
         for i in range(settings.mutations):
             name = str(rng.choice(list(self.draw)))
             mutants.append(self.mutant(parents[i % len(parents)], name, derive(seed, "mutation", i)))
-        fusions = [self.fusion(parents, rng) for _ in range(settings.fusions)]
+        available = [*parents, *mutants]
+        fusions = [self.fusion(available[i], available[k], rng) for i, k in self.pairs(len(available), rng)]
         return [*mutants, *fusions, *fresh]
+
+    def pairs(self, available: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return which two of the `available` individuals are averaged, for each fusion."""
+        if self.settings.fused == "taken":
+            taken = rng.permutation(available)[: self.settings.fusions]
+            return list(taken[: len(taken) // 2 * 2].reshape(-1, 2))
+        return [rng.choice(available, 2, replace=available < 2) for _ in range(self.settings.fusions)]
 
     def fresh(self, seed: int) -> Individual:
         """Return an individual drawn from the base; layers that `first` leaves out stay the base's."""
@@ -176,9 +190,8 @@ class _Breeding:
         recipe = {**parent.recipe, name: {seed: 1.0}}
         return Individual(recipe, "mutation", make=lambda: {**parent.make(), name: self.draw[name](seed)})
 
-    def fusion(self, available: Sequence[Individual], rng: np.random.Generator) -> Individual:
-        """Return the weighted average of two at random of those that are available."""
-        first, second = (available[i] for i in rng.choice(len(available), 2, replace=len(available) < 2))
+    def fusion(self, first: Individual, second: Individual, rng: np.random.Generator) -> Individual:
+        """Return an average of the two, weighted at random."""
         share, (a, b) = float(rng.random()), (first.recipe, second.recipe)
         recipe = {name: _mixed(a[name], b[name], share) for name in self.draw}
 

@@ -254,7 +254,10 @@ def unstacked(stack: State) -> Iterator[State]:
 
 
 def accepts(fitness: float, base_fitness: float, eps: float = 0.05) -> bool:
-    """Return the discriminator's decision: better than the base, or closer to it than `eps` (fitness in [0, 1])."""
+    """Return the discriminator's decision: better than the base, or closer to it than `eps`.
+
+    Fitness is an accuracy in [0, 1], or minus a loss.
+    """
     # accuracies are fractions whose floats would let in 0.90 beside 0.95, which is not closer than 0.05
     return fitness > base_fitness or base_fitness - fitness < eps - 1e-9
 
