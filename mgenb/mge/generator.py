@@ -101,8 +101,6 @@ def _fill(values: Tensor, settings: Settings, seed: int) -> Tensor:
 
 
 def _shaped(values: Tensor, noise: str, z: float) -> Tensor:
-    if noise == "uniform":
-        return z * values
     if noise == "truncated":
         # by the inverse distribution function: torch's trunc_normal_ draws otherwise in other versions, and slower
         return z * math.sqrt(2) * torch.erfinv(math.erf(math.sqrt(0.5)) * values)

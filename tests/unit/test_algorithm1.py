@@ -1,6 +1,13 @@
 """Algorithm 1: what it keeps and spends, and a cached search that is the plain one bit for bit."""
 
+import math
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
 import pytest
+import scipy.special
 import torch
 from torch import nn
 from torch.nn import functional
@@ -33,19 +40,20 @@ def base():
 
 
 class Scripted:
-    """A fitness of 90 % for the base, then of what `then` says of a call; it notes each state it is asked about."""
+    """A fitness that is `base`, then what `then` says of a call, of 100; it notes each state it is asked about."""
 
-    def __init__(self, then):
-        self.then, self.seen = then, []
+    def __init__(self, then, base=90):
+        self.then, self.base, self.seen = then, base, []
 
     def __call__(self, state, name):
         state = dict(state)
 
-        def right_with(weight, fewest):
+        def judge(weight, measure):
             self.seen.append({**state, name: weight})
-            return Count(90 if len(self.seen) == 1 else self.then(len(self.seen)), 100, 100)
+            value = self.base if len(self.seen) == 1 else self.then(len(self.seen))
+            return value if measure is algorithm1.mean_loss else Count(value, 100, 100)
 
-        return right_with
+        return judge
 
 
 def test_one_try_a_layer_when_all_are_accepted(base):
@@ -94,6 +102,116 @@ def test_it_needs_a_try(base):
         algorithm1.search(base, SETTINGS, 1, Scripted(lambda call: 100), tries=0)
 
 
+def test_unknown_ways_are_named(base):
+    with pytest.raises(MgenbError, match="did you mean 'layer'"):
+        algorithm1.search(base, SETTINGS, 1, Scripted(lambda call: 100), accepted="layers")
+    with pytest.raises(MgenbError, match="did you mean 'loss'"):
+        algorithm1.search(base, SETTINGS, 1, Scripted(lambda call: 100), criterion="los")
+
+
+def test_as_printed_all_layers_are_drawn_and_tested_once(base):
+    fitness = Scripted(lambda call: 90 if call == 4 else 10)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, accepted="whole", tries=5)
+    first, *tried = fitness.seen
+    assert same(first, base)
+    assert len(tried) == 3
+    assert result.tries == {"conv.weight": 3, "fc.weight": 3}
+    assert result.recipe == drawn(1, result.tries)
+    for attempt, state in enumerate(tried, 1):
+        for name in result.tries:
+            assert state[name].equal(mge.layer_generator(base[name], SETTINGS)(derive(1, name, attempt)))
+    assert same(result.state, tried[-1])
+    assert same(algorithm1.replay(base, SETTINGS, result.recipe), result.state)
+
+
+def test_as_printed_a_model_that_is_never_accepted_is_the_base(base):
+    fitness = Scripted(lambda call: 10)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, accepted="whole", tries=5)
+    assert same(result.state, base)
+    assert (result.recipe, result.tries) == ({}, {"conv.weight": 5, "fc.weight": 5})
+    assert len(fitness.seen) == 6
+
+
+def test_of_one_layer_the_whole_is_accepted_as_the_layer(base):
+    base = {"conv.weight": base["conv.weight"], "conv.bias": base["conv.bias"]}
+    numbers = set()
+    for script in product([10, 85, 86, 95], repeat=3):
+        then = (None, None, *script).__getitem__
+        layer = algorithm1.search(base, SETTINGS, 1, Scripted(then), tries=3)
+        whole = algorithm1.search(base, SETTINGS, 1, Scripted(then), tries=3, accepted="whole")
+        assert (layer.tries, layer.recipe) == (whole.tries, whole.recipe)
+        assert same(layer.state, whole.state)
+        numbers.add((layer.tries["conv.weight"], len(layer.recipe)))
+    assert numbers == {(1, 1), (2, 1), (3, 1), (3, 0)}
+
+
+def closest_of(values, base, passes):
+    """The number of the try that Eq. 5 takes of a layer, from 1; None where that one does not pass."""
+    nearest = int(np.argmin(np.abs(np.array(values) - base)))
+    return nearest + 1 if passes(values[nearest]) else None
+
+
+def test_the_closest_of_all_tries_is_taken_if_it_passes(base):
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for seed in range(40):
+        # 84 is nearer to 90 than 97 and does not pass: then nothing is taken
+        script = rng.choice([84, 86, 97, 94, 91, 70], (2, 3), p=[0.4, 0.05, 0.3, 0.05, 0.05, 0.15])
+        fitness = Scripted(lambda call, s=script: int(s.reshape(-1)[call - 2]))
+        result = algorithm1.search(base, SETTINGS, seed, fitness, accepted="closest", tries=3)
+        expected = {
+            name: closest_of(values, 90, lambda right: right > 85)
+            for name, values in zip(("conv.weight", "fc.weight"), script, strict=True)
+        }
+        assert result.tries == {"conv.weight": 3, "fc.weight": 3}
+        assert len(fitness.seen) == 7
+        assert result.recipe == drawn(seed, {name: attempt for name, attempt in expected.items() if attempt})
+        assert same(algorithm1.replay(base, SETTINGS, result.recipe), result.state)
+        outcomes |= set(expected.values())
+        if expected["conv.weight"]:  # what is taken is built on
+            taken = fitness.seen[expected["conv.weight"]]
+            assert all(state["conv.weight"].equal(taken["conv.weight"]) for state in fitness.seen[4:])
+    assert outcomes == {None, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("loss", "eps", "taken"),
+    [
+        (0.2, 0.05, True),
+        (0.999, 0.0, True),
+        (1.0, 0.05, True),
+        (1.0, 0.0, False),
+        (1.049, 0.05, True),
+        (1.05, 0.05, False),
+        (1.051, 0.05, False),
+        (1.25, 0.26, True),
+        (math.nan, 0.05, False),
+        (math.inf, 0.05, False),
+    ],
+)
+@pytest.mark.parametrize("accepted", algorithm1.ACCEPTED)
+def test_a_loss_passes_below_the_bases_or_less_than_eps_above(base, loss, eps, taken, accepted):
+    fitness = Scripted(lambda call: loss, base=1.0)
+    how: dict[str, Any] = {"criterion": "loss", "accepted": accepted, "eps": eps, "tries": 2}
+    assert len(algorithm1.search(base, SETTINGS, 1, fitness, **how).recipe) == (2 if taken else 0)
+
+
+def test_the_closest_by_loss(base):
+    values = [1.04, 0.98, 0.7, 0.99, 1.06, math.nan]
+    fitness = Scripted(lambda call: values[(call - 2) % 6], base=1.0)
+    result = algorithm1.search(base, SETTINGS, 1, fitness, accepted="closest", criterion="loss", tries=6)
+    assert result.recipe == drawn(1, {"conv.weight": 4, "fc.weight": 4})
+
+
+def test_the_mean_loss_is_the_cross_entropy_whatever_the_batches():
+    logits = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 10, (50,), generator=torch.Generator().manual_seed(1))
+    expected = -scipy.special.log_softmax(logits.double().numpy(), axis=1)[np.arange(50), labels.numpy()].mean()
+    losses = [algorithm1.mean_loss(logits.split(size), labels.split(size), 50) for size in (50, 7, 1)]
+    assert losses[0] == pytest.approx(expected, rel=1e-12)
+    assert losses[0] == losses[1] == losses[2]
+
+
 @pytest.mark.parametrize("selection", ["energy", "fig7"])
 def test_a_recipe_gives_the_state_again(base, selection):
     domain = "weights" if selection == "fig7" else "coefficients"
@@ -122,13 +240,13 @@ def settled(arch, n):
 
 
 def noted(fitness, values):
-    """Return the fitness without its early stop; it also adds each count that it gives to `values`."""
+    """Return the fitness without its early stop; it also adds each value that it gives to `values`."""
 
     def at(state, name):
-        count = fitness(state, name)
+        judge = fitness(state, name)
 
-        def note(weight, fewest):
-            values.append(count(weight, None))
+        def note(weight, measure):
+            values.append(judge(weight, measure if measure is algorithm1.mean_loss else population.tally))
             return values[-1]
 
         return note
@@ -172,6 +290,56 @@ def test_the_cached_search_is_the_plain_one_bit_for_bit(arch, n, every, z, eps, 
     assert same(algorithm1.replay(base, settings, cached.recipe), plain.state)
 
 
+@pytest.mark.parametrize("accepted", algorithm1.ACCEPTED)
+@pytest.mark.parametrize("criterion", algorithm1.CRITERIA)
+def test_cached_and_plain_agree_in_every_way_and_with_a_few_lines(accepted, criterion, monkeypatch):
+    monkeypatch.setattr(population, "CPU_BATCH", 13)
+    net, images = settled("lenet", 40)
+    base = population.state_of(net)
+    names, settings, eps = frequency.weight_names(base), mge.Settings(z=2.5), {"accuracy": 0.3, "loss": 0.1}[criterion]
+
+    def fitness(state):
+        logits = population.logits(net, images, state)
+        loss = nn.functional.cross_entropy(logits, images.labels).item()
+        return (logits.argmax(1) == images.labels).sum().item() / 40 if criterion == "accuracy" else -loss
+
+    expected, recipe, made = dict(base), {}, {}
+    for group in [names] if accepted == "whole" else [[name] for name in names]:
+        tried = []
+        for attempt in range(1, 5):
+            draws = {name: derive(4, name, attempt) for name in group}
+            layers = {name: mge.layer_generator(base[name], settings)(draw) for name, draw in draws.items()}
+            gain = fitness({**expected, **layers}) - fitness(base)
+            tried.append((abs(gain), gain > 0 or -gain < eps - 1e-9, draws, layers))
+        passing = [attempt for attempt in tried if attempt[1]]
+        last = passing[0] if passing and accepted != "closest" else tried[-1]
+        made |= dict.fromkeys(group, 1 + [t is last for t in tried].index(True))
+        best = min(tried, key=lambda attempt: attempt[0]) if accepted == "closest" else last
+        if best[1]:
+            recipe, expected = {**recipe, **best[2]}, {**expected, **best[3]}
+    for way in (algorithm1.plain, algorithm1.cached):
+        how: dict[str, Any] = {"accepted": accepted, "criterion": criterion, "eps": eps, "tries": 4}
+        result = algorithm1.search(base, settings, 4, way(net, images), **how)
+        assert (result.recipe, result.tries) == (recipe, made)
+        assert same(result.state, expected)
+        assert same(algorithm1.replay(base, settings, result.recipe), expected)
+    assert recipe
+
+
+@pytest.mark.parametrize("criterion", algorithm1.CRITERIA)
+def test_cached_and_plain_measure_the_same_bits(criterion, monkeypatch):
+    monkeypatch.setattr(population, "CPU_BATCH", 13)
+    net, images = settled("lenet", 40)
+    values = []
+    for way in (algorithm1.plain, algorithm1.cached):
+        values.append([])
+        fitness = noted(way(net, images), values[-1])
+        how: dict[str, Any] = {"accepted": "closest", "criterion": criterion, "tries": 3}
+        algorithm1.search(population.state_of(net), mge.Settings(z=2.5), 4, fitness, **how)
+    assert values[0] == values[1]
+    assert len(set(values[0])) > 5
+
+
 def test_a_cached_try_ends_early_and_is_decided_as_the_whole_one(monkeypatch):
     monkeypatch.setattr(population, "CPU_BATCH", 7)
     net, images = settled("lenet", 40)
@@ -182,9 +350,9 @@ def test_a_cached_try_ends_early_and_is_decided_as_the_whole_one(monkeypatch):
     seen = []
     for seed in range(12):
         weight = generated(seed)
-        right = whole(weight, None).right
+        right = whole(weight, population.tally).right
         for fewest in (0, 1, 10, 20, 30, 39, 40, 41):
-            count = cached(weight, fewest)
+            count = cached(weight, partial(population.tally, fewest=fewest))
             assert count.passes(fewest) is (right >= fewest)
             assert count.right <= right <= count.most
             seen.append(count.seen)
@@ -205,11 +373,11 @@ def test_layers_can_be_tried_in_turn():
     for seed in range(4):
         for name, plainly, quickly in at:
             weight = mge.layer_generator(base[name], mge.Settings(t=0.5, z=3.0))(seed)
-            values.append(plainly(weight, None))
-            assert quickly(weight, None) == values[-1]
+            values.append(plainly(weight, population.tally))
+            assert quickly(weight, population.tally) == values[-1]
     assert len(set(values)) > 4
     for state, (name, plainly, quickly) in zip(states, at, strict=True):
-        assert quickly(state[name], None) == plainly(state[name], None)
+        assert quickly(state[name], population.tally) == plainly(state[name], population.tally)
 
 
 @pytest.mark.parametrize("layers", [mge.layer_generator, mge.layer_noise])
@@ -246,16 +414,18 @@ def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
     plain, cached = (way(net, images)(base, "second.weight") for way in (algorithm1.plain, algorithm1.cached))
     generated = mge.layer_generator(base["second.weight"], mge.Settings(t=0.2, z=3.0))
     weights = [generated(seed) for seed in range(5)]
-    values = [plain(weight, None) for weight in weights]
+    values = [plain(weight, population.tally) for weight in weights]
     assert len(set(values)) > 2
-    assert [cached(weight, None) for weight in weights] == values
-    assert cached(base["second.weight"], None).right == 40
+    assert [cached(weight, population.tally) for weight in weights] == values
+    assert cached(base["second.weight"], population.tally).right == 40
 
 
 def test_a_layer_of_nans_is_never_accepted():
     net, images = settled("lenet", 20)
     base = population.state_of(net)
     for way in (algorithm1.plain, algorithm1.cached):
-        right_with = way(net, images)(base, "net.conv2.weight")
-        assert right_with(torch.full_like(base["net.conv2.weight"], float("nan")), 1).right == 0
-        assert right_with(base["net.conv2.weight"], None).right == 20
+        judge = way(net, images)(base, "net.conv2.weight")
+        nothing = torch.full_like(base["net.conv2.weight"], float("nan"))
+        assert judge(nothing, partial(population.tally, fewest=1)).right == 0
+        assert math.isnan(judge(nothing, algorithm1.mean_loss))
+        assert judge(base["net.conv2.weight"], population.tally).right == 20

@@ -1,6 +1,7 @@
 """E-MGE: what individuals are made of, what selection keeps, and that an interruption changes nothing."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -93,23 +94,60 @@ def between(x, a, b):
     return bool(((x >= torch.minimum(a, b) - 1e-6) & (x <= torch.maximum(a, b) + 1e-6)).all())
 
 
-def test_a_mutation_changes_one_layer_and_a_fusion_lies_between(base):
-    seen = []
+def first_generation(base, settings):
+    """The weight layers of all that a generation is made of, and of what it adds."""
+    seen, names = [], frequency.weight_names(base)
 
     def spy(given):
-        seen.append([{name: t.clone() for name, t in state.items()} for state in given])
+        seen.append([{name: state[name].clone() for name in names} for state in given])
         return [float(-i) for i in range(len(seen[-1]))]
 
-    settings = Settings(parents=3, mutations=3, fusions=5, generations=1, gamma=0)
     evolve.evolve(base, GENERATE, settings, 0, spy, spy)
-    parents, children = seen
-    names = frequency.weight_names(base)
+    return seen
+
+
+def averaged(fusion, available):
+    """Which pairs (by index) a fusion is a weighted average of, with one share for all layers."""
+    pairs = []
+    flat = [torch.cat([tensor.reshape(-1).double() for tensor in state.values()]) for state in (fusion, *available)]
+    fused, *others = flat
+    for i, k in combinations(range(len(others)), 2):
+        way, gone = others[k] - others[i], fused - others[i]
+        share = (gone @ way / (way @ way)).item()
+        if 0 < share < 1 and (gone - share * way).norm() < 1e-5 * way.norm():
+            pairs.append((i, k))
+    return pairs
+
+
+def test_a_mutation_changes_one_layer_and_a_fusion_averages_any_two_of_parents_and_mutants(base):
+    settings = Settings(parents=3, mutations=3, fusions=12, generations=1, gamma=0)
+    parents, children = first_generation(base, settings)
     for i, mutant in enumerate(children[:3]):
-        assert sum(not mutant[name].equal(parents[i][name]) for name in names) == 1
-    pairs = [(a, b) for a in parents for b in parents if a is not b]
+        assert sum(not mutant[name].equal(parents[i][name]) for name in mutant) == 1
+    available, fused = [*parents, *children[:3]], []
     for fusion in children[3:]:
-        assert any(all(between(fusion[n], a[n], b[n]) for n in names) for a, b in pairs)
-        assert not any(all(fusion[n].equal(parent[n]) for n in names) for parent in parents)
+        (pair,) = averaged(fusion, available)
+        fused.append(pair)
+        assert all(between(fusion[name], *(available[i][name] for i in pair)) for name in fusion)
+    assert len(fused) == 12
+    assert {i for pair in fused for i in pair} == set(range(6))
+    assert len(set(fused)) > 5
+
+
+@pytest.mark.parametrize(("fusions", "children"), [(6, 3), (20, 3), (5, 2), (4, 2), (2, 1), (1, 0), (0, 0)])
+def test_models_that_are_taken_into_fusion_are_paired_once_each(base, fusions, children):
+    settings = Settings(parents=3, mutations=3, fusions=fusions, fused="taken", generations=1, gamma=0)
+    parents, added = first_generation(base, settings)
+    available = [*parents, *added[:3]]
+    pairs = [averaged(fusion, available) for fusion in added[3:]]
+    taken = [i for (pair,) in pairs for i in pair]
+    assert len(pairs) == children
+    assert len(set(taken)) == len(taken) == 2 * children
+
+
+def test_all_20_that_the_paper_has_are_taken_in(base):
+    settings = Settings(parents=10, mutations=10, fusions=20, fused="taken", generations=2, gamma=0)
+    assert list(run(base, settings).history["evaluations"]) == [10, 30, 50]
 
 
 def test_a_fusion_of_two_draws_averages_them_by_shares(base):
@@ -227,6 +265,7 @@ def test_accuracy_is_counted_on_anything_but_the_test_split(base, lenet, small):
         ({"parents": 1}, "parents is 1; right is a whole number of at least 2"),
         ({"gamma": math.nan}, "gamma is nan; right is a number of at least 0"),
         ({"gamma": -1.0}, "gamma is -1.0"),
+        ({"fused": "child"}, "did you mean 'children'"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

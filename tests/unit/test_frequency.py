@@ -1,6 +1,7 @@
 """The DCT against scipy's, bands, energy, and what each selection chooses."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import scipy.fft
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mgenb.errors import MgenbError
 from mgenb.mge import frequency
 
 TRANSFORMS = (*frequency.TRANSFORMS, "shuffled:0", "shuffled:7")
+BAND: dict[str, Any] = {"transform": "flat", "seed": 0}
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 
 
@@ -129,6 +132,85 @@ def test_zero_band_zeroes_as_many_coefficients_of_that_band():
         frequency.zero_band(weight, "low", 801, transform="flat", seed=1)
 
 
+def by_scipy(weight, transform, inverse=False):
+    """The flat or the kernel DCT, or its inverse, by scipy; float64, in the layer's shape."""
+    values, change = weight.double().numpy(), scipy.fft.idctn if inverse else scipy.fft.dctn
+    if transform == "kernel":
+        return change(values, axes=(-2, -1), norm="ortho")
+    return change(values.reshape(-1), norm="ortho").reshape(values.shape)
+
+
+@pytest.mark.parametrize("transform", ["flat", "kernel"])
+@pytest.mark.parametrize("shape", [(8, 4, 5, 5), (7, 11), (1, 2)])
+def test_bands_by_size_are_thirds_of_the_ranks(transform, shape):
+    weight = tensor(shape)
+    size = np.abs(by_scipy(weight, transform)).reshape(-1)
+    third = 3 * np.argsort(np.argsort(size)) // size.size
+    for index, band in enumerate(frequency.BANDS):
+        mask = frequency.band_mask(weight, transform, band, "size")
+        assert mask.shape == weight.shape
+        assert (mask.reshape(-1).numpy() == (third == index)).all()
+    sizes = np.bincount(third, minlength=3)
+    assert frequency.smallest_band(weight, transform, "size") == sizes.min()
+
+
+@pytest.mark.parametrize("bands", frequency.BANDS_BY)
+def test_bands_together_are_their_union(bands):
+    weight = tensor((6, 5, 3, 3))
+    low, mid, both = (frequency.band_mask(weight, "flat", band, bands) for band in ("low", "mid", "low+mid"))
+    assert both.equal(low | mid)
+    assert both.equal(~frequency.band_mask(weight, "flat", "high", bands))
+
+
+@pytest.mark.parametrize("transform", ["flat", "kernel"])
+@pytest.mark.parametrize("bands", frequency.BANDS_BY)
+@pytest.mark.parametrize("band", frequency.BANDS)
+def test_noise_in_a_band_has_the_norm_that_zeroing_would_remove(transform, bands, band):
+    weight = tensor((8, 4, 5, 5))
+    changed = {
+        change: frequency.change_band(weight, band, 90, transform=transform, seed=1, change=change, bands=bands)
+        for change in ("zeroed", "noise")
+    }
+    old = by_scipy(weight, transform)
+    zeroed, noise = (by_scipy(changed[change] - weight, transform) for change in ("zeroed", "noise"))
+    moved = np.abs(noise) > 1e-5
+    assert 85 <= moved.sum() <= 90  # a draw may be near 0
+    assert frequency.band_mask(weight, transform, band, bands).numpy()[moved].all()
+    assert (np.abs(zeroed)[moved] > 0).all()  # the coefficients that the same seed would zero
+    assert np.linalg.norm(noise) == pytest.approx(np.linalg.norm(zeroed), rel=1e-4)
+    assert np.abs((old + zeroed)[np.abs(zeroed) > 1e-5]).max() < 1e-5
+    assert abs((noise * zeroed).sum()) < 0.4 * np.linalg.norm(noise) ** 2
+
+
+def test_noise_in_a_band_is_gaussian():
+    weight = tensor((100, 300))
+    changed = frequency.change_band(weight, "mid", 5000, transform="flat", seed=1, change="noise")
+    noise = by_scipy(changed - weight, "flat")
+    noise = noise[np.abs(noise) > 1e-5]
+    assert stats.kstest(noise / noise.std(), stats.norm.cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("transform", ["flat", "kernel"])
+@pytest.mark.parametrize("bands", frequency.BANDS_BY)
+def test_only_a_band_is_kept(transform, bands):
+    weight = tensor((8, 4, 5, 5))
+    parts = []
+    for band in frequency.BANDS:
+        how = {"transform": transform, "seed": 1, "change": "kept", "bands": bands}
+        parts.append(frequency.change_band(weight, band, None, **how))
+        inside = frequency.band_mask(weight, transform, band, bands).numpy()
+        kept = torch.as_tensor(np.where(inside, by_scipy(weight, transform), 0.0))
+        assert close(parts[-1], by_scipy(kept, transform, inverse=True))
+    assert close(sum(parts), weight)
+
+
+@pytest.mark.parametrize("change", ["zeroed", "noise"])
+def test_no_coefficient_of_a_band_changed_is_the_layer_bit_for_bit(change):
+    weight = tensor((8, 4, 5, 5))
+    assert frequency.change_band(weight, "low", 0, transform="flat", seed=1, change=change).equal(weight)
+    assert not frequency.change_band(weight, "low", 1, transform="flat", seed=1, change=change).equal(weight)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 300), st.floats(0.001, 0.999), st.integers(0, 100))
 def test_the_energy_threshold_keeps_no_more_than_it_needs(n, share, seed):
@@ -192,6 +274,16 @@ def test_high_calls_the_lowest_frequencies_unimportant():
     assert radius[kernel].max() <= radius[~kernel].min()
 
 
+@pytest.mark.parametrize("transform", ["flat", "kernel"])
+def test_highest_is_what_high_leaves(transform):
+    weight = tensor((4, 5, 5))
+    for count in (0, 1, 30, 100):
+        highest = frequency.select(weight, "highest", count, transform=transform)
+        assert highest.equal(~frequency.select(weight, "high", weight.numel() - count, transform=transform))
+    flat = frequency.select(weight, "highest", 3, transform="flat").reshape(-1)
+    assert flat.nonzero().squeeze(1).tolist() == [97, 98, 99]
+
+
 def test_magnitude_and_largest_are_about_the_weights_themselves_in_their_domain():
     weight = tensor((10, 20))
     smallest = frequency.select(weight, "magnitude", 50, domain="weights")
@@ -210,6 +302,29 @@ def test_fig7_takes_the_weights_that_change_most(band):
     zeroed = round(frequency.FIG7_SHARE * int(frequency.band_mask(weight, "flat", band).sum()))
     again = frequency.zero_band(weight, band, zeroed, transform="flat", seed=6)
     assert change.norm() < 3 * (again - weight).norm()
+
+
+@pytest.mark.parametrize(("band", "size"), [("low+mid", 1600), ("mid", 800), ("low", 800)])
+def test_fig7_zeroes_a_tenth_of_its_band_or_of_both_together(band, size):
+    weight = tensor((16, 6, 5, 5))
+    zeroed = np.abs(by_scipy(frequency.fig7_change(weight, band, "flat", 5), "flat")).reshape(-1) > 1e-5
+    assert zeroed.sum() == pytest.approx(size / 10, abs=3)  # a coefficient may be near 0
+    low, high = {"low+mid": (0, 1600), "mid": (800, 1600), "low": (0, 800)}[band]
+    assert not zeroed[:low].any()
+    assert not zeroed[high:].any()
+    if band == "low+mid":
+        assert min(zeroed[:800].sum(), zeroed[800:1600].sum()) > 50
+
+
+def test_fig7_marks_the_weights_that_change_most_or_least():
+    weight = tensor((16, 6, 5, 5))
+    how: dict[str, Any] = {"domain": "weights", "band": "low+mid", "seed": 5}
+    order = frequency.fig7_change(weight, "low+mid", "flat", 5).abs().reshape(-1).numpy().argsort()
+    for marks, places in (("most", order[-240:]), ("least", order[:240])):
+        mask = frequency.select(weight, "fig7", 240, marks=marks, **how).reshape(-1)
+        assert sorted(places) == mask.nonzero().squeeze(1).tolist()
+    most = frequency.select(weight, "fig7", 240, marks="most", **how)
+    assert frequency.select(weight, "fig7", 240, **how).equal(most)
 
 
 def test_seeds_decide_random_choices():
@@ -235,6 +350,12 @@ def test_layers_are_weights_and_nothing_else_is_changed():
         (lambda w: frequency.to_coefficients(w, "kernal"), "did you mean 'kernel'"),
         (lambda w: frequency.to_coefficients(w, "shuffled:x"), "unknown transform"),
         (lambda w: frequency.band_mask(w, "flat", "middle"), "unknown band"),
+        (lambda w: frequency.band_mask(w, "flat", "low+middle"), "unknown band 'middle'"),
+        (lambda w: frequency.band_mask(w, "flat", "low", "sizes"), "did you mean 'size'"),
+        (lambda w: frequency.change_band(w, "low", 1, change="zero", **BAND), "did you mean 'zeroed'"),
+        (lambda w: frequency.change_band(w, "low", 1, change="kept", **BAND), "count is 1 with change='kept'"),
+        (lambda w: frequency.change_band(w, "low", None, **BAND), "count is None with change='zeroed'"),
+        (lambda w: frequency.select(w, "fig7", 1, domain="weights", marks="more"), "unknown marks"),
         (lambda w: frequency.select(w, "energetic", 1), "did you mean 'energy'"),
         (lambda w: frequency.select(w, "random", 1, domain="weight"), "did you mean 'weights'"),
         (lambda w: frequency.select(w, "energy", 17), "17 of 16"),

@@ -2,7 +2,9 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
+import scipy.fft
 import torch
 from scipy import stats
 
@@ -12,6 +14,7 @@ from mgenb.measure import population
 from mgenb.mge import frequency, generator
 
 Z = 0.2
+IN_DOMAIN = sorted({(s, frequency.NATURAL.get(s, d)) for s, d in product(frequency.SELECTIONS, frequency.DOMAINS)})
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +47,7 @@ def test_base_settings_and_seed_decide_every_bit(base, noise, selection, domain)
     assert all(not other[name].equal(one[name]) for name in frequency.weight_names(base))
 
 
-@pytest.mark.parametrize(
-    ("selection", "domain"),
-    [
-        ("energy", "coefficients"),
-        ("high", "coefficients"),
-        ("fig7", "weights"),
-        *product(["random", "magnitude", "largest"], frequency.DOMAINS),
-    ],
-)
+@pytest.mark.parametrize(("selection", "domain"), IN_DOMAIN)
 @pytest.mark.parametrize("transform", ["flat", "kernel", "shuffled:2"])
 def test_one_generator_gives_what_a_fresh_one_gives_in_any_order_of_seeds(base, selection, domain, transform):
     settings = mge.Settings(selection=selection, domain=domain, transform=transform)
@@ -148,11 +143,100 @@ def test_draws_come_from_the_seed_and_nothing_else(noise):
     assert not draws(noise, n=1000, seed=4).equal(one)
 
 
-def test_truncated_is_a_normal_cut_at_z():
-    values = draws("truncated")
-    assert values.abs().max() <= Z
-    expected = stats.truncnorm(-1, 1, scale=Z)
-    assert stats.kstest(values.double().numpy()[0], expected.cdf).pvalue > 0.001
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [
+        ("truncated", stats.truncnorm(-1, 1, scale=Z)),
+        ("literal", stats.norm(-Z, Z)),
+        ("gaussian", stats.norm(0, Z)),
+        ("uniform", stats.uniform(-Z, 2 * Z)),
+    ],
+)
+def test_draws_have_the_distribution_of_their_name(noise, expected):
+    values = draws(noise).double().numpy()[0]
+    assert stats.kstest(values, expected.cdf).pvalue > 0.001
+    low, high = expected.support()
+    assert low - 1e-7 <= values.min() <= values.max() <= high + 1e-7  # Z in float32
+
+
+def flat_dct(values, inverse=False):
+    """The flat DCT of an array by scipy."""
+    change = scipy.fft.idct if inverse else scipy.fft.dct
+    return change(np.asarray(values, dtype=np.float64).reshape(-1), norm="ortho")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.333, 1.0])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_is_of_all_values_and_a_part_is_the_most_unimportant_of_them(base, share, part):
+    weight = base["fc.weight"]
+    order = np.abs(flat_dct(weight)).argsort()
+    for t in (0.0, 0.8, 1.0):  # has no say
+        mask = mge.unimportant(weight, mge.Settings(t=t, share=share, part=part), 0)
+        assert mask.reshape(-1).nonzero().squeeze(1).tolist() == sorted(order[: round(part * round(share * 1200))])
+
+
+def test_a_part_of_what_lies_outside_the_energy_share(base):
+    squares = np.sort(flat_dct(base["fc.weight"]) ** 2)[::-1].cumsum()
+    outside = 1200 - (int((squares < 0.8 * squares[-1]).sum()) + 1)
+    for part in (0.1, 1.0):
+        mask = mge.unimportant(base["fc.weight"], mge.Settings(t=0.8, part=part), 0)
+        assert mask.sum() == round(part * outside)
+
+
+@pytest.mark.parametrize(("selection", "domain"), IN_DOMAIN)
+def test_a_part_lies_within_the_whole_of_every_selection(base, selection, domain):
+    settings = [mge.Settings(selection, domain=domain, share=0.3, part=part) for part in (0.1, 1.0)]
+    some, every = (mge.unimportant(base["conv.weight"], one, 5) for one in settings)
+    assert some.sum() == 72
+    assert every[some].all()
+
+
+@pytest.mark.parametrize("noise", mge.NOISES)
+@pytest.mark.parametrize("nothing", [{"t": 1.0}, {"share": 0.0}, {"part": 0.0}])
+@pytest.mark.parametrize("placed", ["replaced", "added"])
+def test_nothing_unimportant_is_the_base_bit_for_bit(base, noise, nothing, placed):
+    settings = mge.Settings(noise=noise, placed=placed, **nothing)
+    assert same(mge.generate(base, settings, 1), base)
+
+
+@pytest.mark.parametrize("noise", mge.NOISES)
+def test_added_is_the_kept_part_and_a_draw_of_every_weight(base, noise):
+    weight, how = base["fc.weight"], {"noise": noise, "scale": "absolute", "share": 0.4}
+    settings = mge.Settings(placed="added", **how)
+    old = flat_dct(weight)
+    small = np.abs(old).argsort()[:480]
+    kept = old.copy()
+    kept[small] = 0
+    added = mge.layer_generator(weight, settings)(3).double().numpy().reshape(-1)
+    draw = added - flat_dct(kept, inverse=True)
+    # the same random numbers stand in place of coefficients
+    replaced = flat_dct(mge.layer_generator(weight, mge.Settings(**how))(3))
+    assert np.abs(replaced[small] - draw[small]).max() < 1e-5
+    assert stats.ks_2samp(draw, draws(noise).numpy()[0]).pvalue > 0.001
+
+
+def test_zeros_are_drawn_alike_wherever_they_are_placed(base):
+    for drawn in (False, True):
+        settings = [mge.Settings(z=0.0, z_drawn=drawn, placed=placed) for placed in ("replaced", "added")]
+        one, other = (mge.generate(base, setting, 1) for setting in settings)
+        assert same(one, other)
+        assert not one["fc.weight"].equal(base["fc.weight"])
+
+
+@pytest.mark.parametrize("noise", mge.NOISES)
+def test_a_drawn_z_is_uniform_and_new_for_each_layer_and_model(base, noise):
+    how = {"selection": "magnitude", "domain": "weights", "share": 1.0, "noise": noise}
+    fixed, drawn = (mge.model_generator(base, mge.Settings(z_drawn=z_drawn, **how)) for z_drawn in (False, True))
+    shares = []
+    for seed in range(300):
+        models = fixed(seed), drawn(seed)
+        for name in ("conv.weight", "fc.weight"):
+            a, b = (model[name].double().numpy().reshape(-1) for model in models)
+            shares.append((a @ b) / (a @ a))
+            assert np.allclose(b, shares[-1] * a, rtol=1e-5, atol=1e-8)
+    assert stats.kstest(shares, stats.uniform.cdf).pvalue > 0.001
+    assert abs(np.corrcoef(shares[::2], shares[1::2])[0, 1]) < 0.2
+    assert same(drawn(7), mge.generate(base, mge.Settings(z_drawn=True, **how), 7))
 
 
 @pytest.mark.parametrize(("noise", "mean"), [("literal", -Z), ("gaussian", 0.0)])
@@ -253,6 +337,11 @@ def test_noise_of_same_norm_matches_layer_by_layer(base):
         ({"t": -0.1}, "t is -0.1"),
         ({"t": True}, "t is True"),
         ({"t": float("nan")}, "t is nan"),
+        ({"share": 1.1}, "share is 1.1; right is a number from 0 to 1"),
+        ({"part": -0.1}, "part is -0.1; right is a number from 0 to 1"),
+        ({"part": None}, "part is None"),
+        ({"placed": "add"}, "did you mean 'added'"),
+        ({"placed": "added", "domain": "weights", "selection": "magnitude"}, "placed='added' is about coefficients"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(wrong, words):
@@ -268,6 +357,11 @@ def test_wrong_settings_are_refused_at_once(wrong, words):
         {"transform": "shuffled:1"},
         {"noise": "literal", "scale": "absolute"},
         {"selection": "magnitude", "domain": "weights", "noise": "gaussian"},
+        {"selection": "highest", "share": 0.2},
+        {"part": 0.1, "noise": "uniform"},
+        {"placed": "added"},
+        {"placed": "added", "transform": "kernel", "noise": "literal"},
+        {"placed": "added", "share": 0.0},
     ],
 )
 def test_stacks_hold_the_models_of_the_generator_in_order(changed, lenet, monkeypatch):
@@ -284,6 +378,13 @@ def test_stacks_hold_the_models_of_the_generator_in_order(changed, lenet, monkey
         wanted = mge.generate(base, settings, seed)
         assert list(model) == frequency.weight_names(base)
         assert all((tensor - wanted[name]).norm() < 1e-6 * wanted[name].norm() for name, tensor in model.items())
+
+
+@pytest.mark.parametrize("changed", [{"selection": "random"}, {"z_drawn": True}])
+def test_what_a_seed_decides_besides_the_draws_is_not_stacked(changed, base):
+    with pytest.raises(MgenbError, match="stacks have one mask and one z"):
+        list(mge.stacks(base, mge.Settings(**changed), [1]))
+    assert len(list(mge.candidates(base, mge.Settings(**changed), 1, 2))) == 2
 
 
 def test_there_are_no_stacks_of_nothing(lenet):
