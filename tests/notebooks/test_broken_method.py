@@ -66,8 +66,7 @@ evolve._Breeding.children = lambda self, generation, parents: children(self, 0, 
 """,
     "10_few_shot_evolution": """
 from mgenb.mge import evolve
-def first_parent(self, available, rng):
-    first = available[int(rng.integers(len(available)))]
+def first_parent(self, first, second, rng):
     return evolve.Individual(first.recipe, "fusion", make=first.make)
 evolve._Breeding.fusion = first_parent
 """,
