@@ -55,10 +55,6 @@ class Estimate:
         """Return the estimate of the absolute value."""
         return self._changed(abs(self.estimate), lambda low, high: (max(low, -high, 0.0), max(-low, high)))
 
-    def within(self, lowest: float, highest: float) -> "Estimate":
-        """Return the estimate with its interval cut to what is possible, as 0 to 1 for a share."""
-        return self._changed(self.estimate, lambda low, high: (max(low, lowest), min(high, highest)))
-
     def _changed(self, estimate: float, ends: Callable[[float, float], Interval]) -> "Estimate":
         return replace(self, estimate=estimate, bounds=lambda level: ends(*self.bounds(level)))
 

@@ -20,7 +20,7 @@ from typing import Any
 from mgenb.claims.power import what_decides
 from mgenb.claims.registry import NUMBER_KINDS, Claim, Reading, get, points
 from mgenb.errors import MgenbError, choose
-from mgenb.stats import Estimate, Interval, holm
+from mgenb.stats import NO_INTERVAL, Estimate, Interval, holm
 
 ALPHA = 0.05
 SMALLEST_P = 1e-12
@@ -30,6 +30,7 @@ PASSES, FAILS = "passes", "fails"
 NOT_TESTED, UNFINISHED, VACUOUS = "not tested", "unfinished", "vacuous"
 JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the others are no evidence
 NOVELTY_FLOOR = 0.1  # of the disagreement of two trained networks, below which a generated one is its base's copy
+RANGES = {"percent points": (-100.0, 100.0), "% accuracy": (0.0, 100.0), "% of the examples": (0.0, 100.0)}  # of units
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading -> what was measured
@@ -276,7 +277,7 @@ def _levels(p: Sequence[float], alpha: float) -> list[float]:
 def _verdict(
     claim: Claim, word: str, tested: Sequence[_Tested], scale: Scale, alpha: float, alpha_of_readings: float
 ) -> Verdict:
-    alone = _alone(tested, alpha_of_readings)
+    alone = _alone(claim, tested, alpha_of_readings)
     words = [reading.verdict for reading in alone]
     notes = []
     if REPRODUCED in words and CONTRADICTED in words:
@@ -291,22 +292,27 @@ def _verdict(
     if claim.control:
         word = {REPRODUCED: PASSES, CONTRADICTED: FAILS}.get(word, word)
     least = _speaks_least(tested)
-    low, high = least.estimate.interval(1 - alpha)
     estimate, p = least.estimate, _agreed(claim, tested)[1]
     why = "; ".join(note for note in notes if note)
-    measured = (estimate.estimate, finite(low), finite(high), estimate.n, estimate.unit, p)
+    measured = (estimate.estimate, *_ends(claim, estimate, alpha), estimate.n, estimate.unit, p)
     return Verdict(claim, word, scale, why, *measured, readings=tuple(alone))
 
 
-def _alone(tested: Sequence[_Tested], alpha: float) -> list[ReadingVerdict]:
+def _alone(claim: Claim, tested: Sequence[_Tested], alpha: float) -> list[ReadingVerdict]:
     """Return what each reading says, corrected for their number at the level `alpha`."""
     verdicts = []
     for reading, level in zip(tested, _levels([reading.p for reading in tested], alpha), strict=True):
-        low, high = reading.estimate.interval(1 - level)
         word = reading.says if reading.says == VACUOUS or reading.p <= level else INCONCLUSIVE
-        measured = (reading.estimate.estimate, finite(low), finite(high), reading.estimate.n, reading.p)
+        measured = (reading.estimate.estimate, *_ends(claim, reading.estimate, level), reading.estimate.n, reading.p)
         verdicts.append(ReadingVerdict(reading.reading.name, reading.reading.core, word, *measured))
     return verdicts
+
+
+def _ends(claim: Claim, estimate: Estimate, alpha: float) -> tuple[float | None, float | None]:
+    """Return the ends of an interval, cut to what is possible in the claim's unit; None where there is no end."""
+    least, most = RANGES.get(claim.unit, NO_INTERVAL)
+    low, high = map(finite, estimate.interval(1 - alpha))
+    return (None if low is None else max(low, least)), (None if high is None else min(high, most))
 
 
 def _speaks_least(tested: Sequence[_Tested]) -> _Tested:

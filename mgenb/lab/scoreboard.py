@@ -95,8 +95,10 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
     """Return the verdict on a paper in five sentences, from the verdicts on its central claims."""
     central = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
     of = {verdict: list(central[central["verdict"] == verdict].itertuples()) for verdict in ORDER}
-    listed = {verdict: "; ".join(row.statement.rstrip(".") for row in rows) or "none" for verdict, rows in of.items()}
-    depends = "; ".join(f"{row.statement.rstrip('.')} ({row.why.partition(';')[0]})" for row in of[claims.DEPENDS])
+    said = {verdict: [f"{row.statement.rstrip('.')} [{row.scale}]" for row in rows] for verdict, rows in of.items()}
+    listed = {verdict: "; ".join(statements) or "none" for verdict, statements in said.items()}
+    why = [row.why.partition(";")[0] for row in of[claims.DEPENDS]]
+    depends = "; ".join(f"{statement} ({on})" for statement, on in zip(said[claims.DEPENDS], why, strict=True))
     number = {verdict: len(rows) for verdict, rows in of.items()}
     left = {verdict: number[verdict] for verdict in (INCONCLUSIVE, UNFINISHED, NOT_TESTED, STALE)}
     return [

@@ -188,6 +188,17 @@ def test_unfinished_and_blocked_claims_are_not_judged(judged):
     assert (verdict.verdict, verdict.reason) == ("not tested", "a base network is at chance")
 
 
+def test_intervals_stay_within_what_is_possible(judged):
+    points = claim(unit="percent points", margin=1.0)
+    (wide,) = judged((points, {0: stats.mean([-90.0, 90.0, 95.0])}))
+    assert (wide.low, wide.high) == (-100, 100)
+    assert (wide.readings[0].low, wide.readings[0].high) == (-100, 100)
+    (none,) = judged((points, {0: stats.mean([90.0, 95.0])}))
+    assert (none.low, none.high) == (None, None)
+    (free,) = judged((claim(unit="s"), {0: stats.mean([-90.0, 90.0, 95.0])}))
+    assert free.low < -100
+
+
 def test_contradicted_comparisons_say_which_way(judged):
     by_estimate = (noisy(0.5, 0.05), noisy(0.0, 0.05), noisy(-5, 0.5))
     small, none, worse = (judged((claim(), {0: estimate}))[0] for estimate in by_estimate)
