@@ -108,9 +108,12 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """The estimate with the interval that decided, and the unit; "" where there is none."""
+        """The estimate with the interval that decided, and the unit; of readings that differ, from which to which."""
         if self.estimate is None:
             return ""
+        if self.verdict == DEPENDS:
+            ends = [reading.estimate for reading in self.readings if reading.verdict in (REPRODUCED, CONTRADICTED)]
+            return f"{min(ends):.2f} to {max(ends):.2f} {self.claim.unit}, by reading"
         ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
         return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
 
