@@ -380,6 +380,6 @@ def test_the_version_of_an_experiment_is_that_of_its_tagged_cell(project, record
     nb.cells[-1].metadata["tags"] = ["experiment"]
     nbformat.write(nb, path)
     assert catalog.version(STEM) == 3
-    assert recorded().stale == "measured by version 1 of the experiment, today's is 3"
+    assert recorded(version=1).stale == "measured by version 1 of the experiment, today's is 3"
     assert recorded(version=3).stale == ""
     assert catalog.version("02_zero_filling") == 1  # which this project does not have
