@@ -56,7 +56,8 @@ class Claim:
     a bound. `readings`: those on which it is judged. `novelty`: models that hardly differ from their base prove
     nothing. `family`: claims of one notebook and family are corrected together; what follows from other claims has one
     of its own. `place`: where a cell stands in its table, axis -> value. `dash`: the paper prints a dash, and the bound
-    is what it says a dash means. `versions`: the version of the paper that says so, where not all do.
+    is what it says a dash means. `ours`: the paper gives a word, and the number that we read it as stands in
+    `paper_value`. `versions`: the version of the paper that says so, where not all do.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Claim:
     novelty: bool = False
     family: str = ""
     dash: bool = False
+    ours: bool = False
     versions: str = ""
     notes: str = ""
 
@@ -93,7 +95,7 @@ class Claim:
     @property
     def printed_value(self) -> str:
         """The paper's number as a table shows it; "-" for its dash, "" where it has none."""
-        return "-" if self.dash else "" if self.paper_value is None else f"{self.paper_value:.10g}"
+        return "-" if self.dash else "" if self.ours or self.paper_value is None else f"{self.paper_value:.10g}"
 
     @property
     def table(self) -> str:

@@ -349,7 +349,7 @@ def _how_open(claim: Claim, tested: Sequence[_Tested], alone: Sequence[ReadingVe
         how_many = [f"{counted[REPRODUCED]} of {registered} core readings reproduced"]
         how_many += [f"{counted[CONTRADICTED]} contradicted"]
         how_many += [f"{counted[VACUOUS]} vacuous"] if counted[VACUOUS] else []
-        how_many += [f"{registered - len(core)} not measured"] if len(core) < registered else []
+        how_many += [f"{registered - len(core)} without evidence"] if len(core) < registered else []
         yield ", ".join(how_many)
     undecided = [r.estimate for r in tested if r.reading.core and r.p > alpha and r.says != VACUOUS]
     if undecided:

@@ -61,6 +61,7 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
 def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[str, str]:
     row = {**telling.row(claim, verdict), "paper": claim.paper, "kind": claim.kind, "notebook": claim.notebook}
     row |= {"outcome": verdict.outcome if verdict else NOT_TESTED, "scale": "", "networks": ""}
+    row["holds if"] = "" if claim.kind == "setting" else telling.holds_if(claim)
     row["why"] = row["why"] or ("" if verdict else NO_RECORD)
     if verdict and verdict.verdict in JUDGED:
         scale = verdict.scale
@@ -117,17 +118,18 @@ def central(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
     """Return one page: the central claims of a paper with what was measured, the strongest null and the verdict."""
     chosen = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
     names = {"paper value": "paper", "measured": "ours", "null": "strongest null", "readings": "core readings"}
-    shown = ["statement", "paper value", "measured", "null", "verdict", "readings", "scale", "notebook"]
+    shown = ["statement", "paper value", "holds if", "measured", "null", "verdict", "readings", "scale", "notebook"]
     return chosen[shown].rename(columns=names).set_index("statement")
 
 
 def markdown(frame: pd.DataFrame, role: str = "central") -> str:
     """Return the claims of a role that were judged as a table in Markdown, with links from the project's root."""
-    lines = ["| verdict | claim | paper | ours | core readings | scale | in |", "|---|---|---|---|---|---|---|"]
+    lines = ["| verdict | claim | paper | holds if | ours | core readings | scale | in |", f"|{'---|' * 8}"]
     shown = frame[(frame["role"] == role) & frame["verdict"].isin(JUDGED)]
     for row in shown.sort_values("notebook", kind="stable").to_dict("records"):
         claim, scale = f"{row['statement']} ({row['where']})", f"`{row['scale']}` {row['networks']}"
-        cells = (f"**{row['verdict']}**", claim, row["paper value"], row["measured"], row["readings"], scale)
+        ours = (row["holds if"], row["measured"], row["readings"], scale)
+        cells = (f"**{row['verdict']}**", claim, row["paper value"], *ours)
         lines.append(f"| {' | '.join((*cells, _link(row['notebook'])))} |")
     return "\n".join(lines)
 
@@ -151,6 +153,8 @@ def without_evidence(frame: pd.DataFrame) -> Iterator[str]:
 def document(frame: pd.DataFrame) -> str:
     """Return VERDICTS.md: five sentences a paper, then every claim by role, then what has no verdict, and why."""
     lines = ["# Verdicts", "", "Made by `mgenb refresh` from the committed records; nothing here is typed.", ""]
+    lines += ["*Holds if*: where the whole interval must lie, a margin of ours that was fixed before measuring."]
+    lines += ["`?`: an end that too few repeats leave open.", ""]
     for paper, name in PAPERS.items():
         lines += [f"## {name} in five sentences", "", *(f"- {line}" for line in sentences(frame, paper)), ""]
     for role, title in PARTS.items():

@@ -3,6 +3,7 @@
 The cells of one table of a paper share a line where nothing was measured for them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -50,6 +51,14 @@ def row(claim: claims.Claim, verdict: claims.Verdict | None) -> dict[str, str]:
         return {**row, "measured": "", "n": "", "verdict": claims.NOT_TESTED, "readings": "", "why": ""}
     row |= {"measured": verdict.measured, "n": verdict.replicates, "verdict": verdict.verdict}
     return {**row, "readings": agreeing(verdict), "why": verdict.reason}
+
+
+def holds_if(claim: claims.Claim) -> str:
+    """Return where an interval must lie for the claim to hold, as "> 1" or "-1 to 1"."""
+    least, most = claims.supported(claim)
+    if math.isinf(most):
+        return f"> {least:g}"
+    return f"< {most:g}" if math.isinf(least) else f"{least:g} to {most:g}"
 
 
 def agreeing(verdict: claims.Verdict) -> str:

@@ -403,7 +403,7 @@ def test_a_reading_at_chance_is_left_out(judging):
     assert [(reading.name, reading.verdict) for reading in verdict.readings] == [("size", "reproduced")]
     assert (verdict.verdict, verdict.reason.partition(";")[0]) == (
         "inconclusive",
-        "1 of 2 core readings reproduced, 0 contradicted, 1 not measured",
+        "1 of 2 core readings reproduced, 0 contradicted, 1 without evidence",
     )
 
 

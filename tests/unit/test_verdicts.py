@@ -104,7 +104,7 @@ def test_all_core_readings_have_to_agree(judged):
 def test_a_core_reading_that_is_missing_leaves_it_open(judged):
     (verdict,) = judged((claim(core=3), {0: noisy(9), 1: noisy(8)}))
     assert verdict.verdict == "inconclusive"
-    assert "2 of 3 core readings reproduced, 0 contradicted, 1 not measured" in verdict.reason
+    assert "2 of 3 core readings reproduced, 0 contradicted, 1 without evidence" in verdict.reason
 
 
 def test_an_open_reading_can_only_turn_a_verdict_into_depends(judged):
