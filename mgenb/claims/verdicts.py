@@ -30,7 +30,8 @@ PASSES, FAILS = "passes", "fails"
 NOT_TESTED, UNFINISHED, VACUOUS = "not tested", "unfinished", "vacuous"
 JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the others are no evidence
 NOVELTY_FLOOR = 0.1  # of the disagreement of two trained networks, below which a generated one is its base's copy
-RANGES = {"percent points": (-100.0, 100.0), "% accuracy": (0.0, 100.0), "% of the examples": (0.0, 100.0)}  # of units
+POINTS = ("percent points", "percent points of those images", "percent points of attack success")
+RANGES = dict.fromkeys(POINTS, (-100.0, 100.0)) | dict.fromkeys(("% accuracy", "% of the examples"), (0.0, 100.0))
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading -> what was measured
@@ -112,8 +113,8 @@ class Verdict:
         if self.estimate is None:
             return ""
         if self.verdict == DEPENDS:
-            ends = [reading.estimate for reading in self.readings if reading.verdict in (REPRODUCED, CONTRADICTED)]
-            return f"{min(ends):.2f} to {max(ends):.2f} {self.claim.unit}, by reading"
+            decided = [reading.estimate for reading in self.readings if reading.verdict in (REPRODUCED, CONTRADICTED)]
+            return f"{min(decided):.2f} to {max(decided):.2f} {self.claim.unit}, by reading"
         ends = ("?" if end is None else f"{end:.2f}" for end in (self.low, self.high))
         return f"{self.estimate:.2f} [{', '.join(ends)}] {self.claim.unit}"
 

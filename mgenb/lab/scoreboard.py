@@ -77,11 +77,8 @@ def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[st
 
 
 def _strongest_null(rows: pd.DataFrame) -> str:
-    """Return the control of a notebook that speaks loudest against its claims; "" where none was judged."""
-    controls = rows[(rows["role"] == "control") & rows["verdict"].isin(JUDGED)]
-    order = [claims.FAILS, claims.DEPENDS, INCONCLUSIVE]
-    worst = min(controls.itertuples(), key=lambda c: order.index(c.verdict) if c.verdict in order else 9, default=None)
-    return f"{worst.verdict}: {worst.statement}" if worst else ""
+    """Return the controls of a notebook that fail; "" where none does."""
+    return " ".join(rows.loc[(rows["role"] == "control") & (rows["verdict"] == claims.FAILS), "statement"])
 
 
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -96,7 +93,10 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
     """Return the verdict on a paper in five sentences, from the verdicts on its central claims."""
     central = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
     of = {verdict: list(central[central["verdict"] == verdict].itertuples()) for verdict in ORDER}
-    said = {verdict: [f"{row.statement.rstrip('.')} [{row.scale}]" for row in rows] for verdict, rows in of.items()}
+    said = {
+        verdict: [row.statement.rstrip(".") + (f" [{row.scale}]" if row.scale else "") for row in rows]
+        for verdict, rows in of.items()
+    }
     listed = {verdict: "; ".join(statements) or "none" for verdict, statements in said.items()}
     why = [row.why.partition(";")[0] for row in of[claims.DEPENDS]]
     depends = "; ".join(f"{statement} ({on})" for statement, on in zip(said[claims.DEPENDS], why, strict=True))
@@ -110,25 +110,28 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
         f"Contradicted: {listed[claims.CONTRADICTED]}.",
         f"Dependent on how the paper is read: {depends or 'none'}.",
         f"Open ({', '.join(f'{count} {verdict}' for verdict, count in left.items() if count) or 'none'});"
-        f" measured but inconclusive: {listed[INCONCLUSIVE]}.",
+        f" measured but inconclusive: {listed[INCONCLUSIVE]}; not tested: {listed[NOT_TESTED]}.",
     ]
 
 
 def central(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
     """Return one page: the central claims of a paper with what was measured, the strongest null and the verdict."""
     chosen = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
-    names = {"paper value": "paper", "measured": "ours", "null": "strongest null", "readings": "core readings"}
+    names = {"paper value": "paper", "measured": "ours", "null": "controls that fail", "readings": "core readings"}
     shown = ["statement", "paper value", "holds if", "measured", "null", "verdict", "readings", "scale", "notebook"]
     return chosen[shown].rename(columns=names).set_index("statement")
 
 
 def markdown(frame: pd.DataFrame, role: str = "central") -> str:
-    """Return the claims of a role that were judged as a table in Markdown, with links from the project's root."""
+    """Return the claims of a role that were judged, of central ones all, as a table in Markdown, with links."""
     lines = ["| verdict | claim | paper | holds if | ours | core readings | scale | in |", f"|{'---|' * 8}"]
-    shown = frame[(frame["role"] == role) & frame["verdict"].isin(JUDGED)]
+    shown = frame[(frame["role"] == role) & (frame["verdict"].isin(JUDGED) | (role == "central"))]
     for row in shown.sort_values("notebook", kind="stable").to_dict("records"):
-        claim, scale = f"{row['statement']} ({row['where']})", f"`{row['scale']}` {row['networks']}"
-        ours = (row["holds if"], row["measured"], row["readings"], scale)
+        claim, scale = (
+            f"{row['statement']} ({row['where']})",
+            f"`{row['scale']}` {row['networks']}" if row["scale"] else "",
+        )
+        ours = (row["holds if"], row["measured"] or row["why"], row["readings"], scale)
         cells = (f"**{row['verdict']}**", claim, row["paper value"], *ours)
         lines.append(f"| {' | '.join((*cells, _link(row['notebook'])))} |")
     return "\n".join(lines)
@@ -139,8 +142,9 @@ def _link(notebook: str) -> str:
 
 
 def without_evidence(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield a line for each reason why claims have no verdict, with the claims: of a table how many of its cells."""
-    chosen = frame[~frame["verdict"].isin(JUDGED) & (frame["kind"] != "setting")].sort_values("notebook", kind="stable")
+    """Yield a line for each reason why claims that are not central have no verdict, of a table with how many cells."""
+    left = ~frame["verdict"].isin(JUDGED) & (frame["kind"] != "setting") & (frame["role"] != "central")
+    chosen = frame[left].sort_values("notebook", kind="stable")
     why = chosen["why"].str.partition(": dataset ")[0]  # what the paper's own scale is stands in the ids
     for (notebook, verdict, reason), rows in chosen.groupby(["notebook", "verdict", why], sort=False):
         tables: dict[str, list[str]] = {}
@@ -199,11 +203,12 @@ def forest(records: Sequence[Record], paper: str) -> "Figure":
     ax.axvline(0, color=figures.MUTED, linewidth=1)
     for place, verdict in enumerate(shown):
         colour, marker = figures.colour(verdict.verdict), figures.MARKERS[verdict.verdict]
-        ends = inside(verdict.claim, verdict.low, verdict.high)
-        ax.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
         others = [inside(verdict.claim, reading.estimate)[0] for reading in verdict.readings]
+        depends = verdict.verdict == claims.DEPENDS  # on neither side: a bar over its readings
+        ends = (min(others), max(others)) if depends else inside(verdict.claim, verdict.low, verdict.high)
+        ax.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
         ax.plot(others, [place] * len(others), "|", color=figures.MUTED, markersize=9, clip_on=False)
-        centre = inside(verdict.claim, verdict.estimate)[0]
+        centre = math.nan if depends else inside(verdict.claim, verdict.estimate)[0]
         ax.plot(centre, place, marker, color=colour, markersize=7, label=verdict.verdict, clip_on=False)
     ax.set_yticks(range(len(shown)), [f"{v.claim.id}  [{v.scale.profile}]" for v in shown], fontsize=7.5)
     ax.set_xscale("symlog", linthresh=1)
