@@ -1,7 +1,8 @@
-# make run: install and run every notebook (quick profile). make test: install and check everything.
+# make run: install and run every notebook (quick profile), one a core. make test: install and check everything.
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET ?= 480
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN || echo 1)
 OUT ?= runs/gpu
 
 .PHONY: install run test slow bench gpu lab
@@ -18,7 +19,7 @@ install: .venv/.installed
 	@touch $@
 
 run: install
-	@$(BIN)/mgenb run all --profile quick
+	@$(BIN)/mgenb run all --profile quick --jobs $(JOBS)
 
 # the tests of one file share a process, and so its fixtures; those of notebooks are long and go one by one
 test: install
