@@ -168,25 +168,6 @@ def paired_images(correct_a: ArrayLike, correct_b: ArrayLike) -> Estimate:
     return Estimate(100 * (only_a - only_b) / n, n, "images", "Bonett-Price paired interval", bounds)
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, unit: str = "points") -> Estimate:
-    """Spearman's rank correlation of independent points, with Fisher's z interval.
-
-    The standard error is Bonett and Wright's (Psychometrika, 2000). Fewer than 4 points, or a constant
-    x or y (correlation then taken as 0), give an infinite interval.
-    """
-    a, b = _pairs(x, y)
-    n = a.size
-    constant = np.ptp(a) == 0 or np.ptp(b) == 0
-    r = 0.0 if constant else float(scipy.stats.spearmanr(a, b).statistic)
-    if constant or n < 4:
-        return Estimate(r, n, unit, "no interval", lambda level: NO_INTERVAL)
-    # Half a swap of neighbours away from 1: a perfect order of few points would otherwise be certain.
-    limit = 1 - 6 / (n**3 - n)
-    z = math.atanh(min(max(r, -limit), limit))
-    error = math.sqrt((1 + r**2 / 2) / (n - 3))
-    return Estimate(r, n, unit, "Fisher z interval", _normal(z, error, math.tanh))
-
-
 def surge(values: ArrayLike) -> float:
     """Return the p-value of a surge: one narrow bin that holds more values than its neighbours tell.
 

@@ -145,19 +145,19 @@ def load(paper: str | None = None) -> tuple[Claim, ...]:
 @cache
 def unjudged(paper: str) -> tuple[Unjudged, ...]:
     """Return the sentences of `paper` that are not judged."""
-    return tuple(Unjudged(**entry) for entry in tomllib.loads(_text(paper))["unjudged"])
+    return tuple(Unjudged(**entry) for entry in _data(paper)["unjudged"])
 
 
 @cache
 def points(paper: str) -> Mapping[str, Point]:
     """Return what `paper` leaves open, by name."""
-    return {name: Point(**entry) for name, entry in tomllib.loads(_text(paper)).get("points", {}).items()}
+    return {name: Point(**entry) for name, entry in _data(paper).get("points", {}).items()}
 
 
 @cache
 def names(paper: str) -> Mapping[str, str]:
     """Return what the values of axes are called in print."""
-    return tomllib.loads(_text(paper)).get("names", {})
+    return _data(paper).get("names", {})
 
 
 def cells(table: str) -> list[Claim]:
@@ -168,6 +168,11 @@ def cells(table: str) -> list[Claim]:
     if not table or table not in tables:
         raise MgenbError(f"the registry has no table {table!r}{nearest(table, tables)}")
     return tables[table]
+
+
+@cache
+def _data(paper: str) -> dict[str, Any]:
+    return tomllib.loads(_text(paper))
 
 
 def _text(paper: str) -> str:

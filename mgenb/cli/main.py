@@ -195,7 +195,7 @@ def claims(
     paper: Annotated[str | None, typer.Option(help="Only this paper: mge or mega.")] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Also what a sceptic would ask about the records.")] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Only central claims with a verdict, as a table in Markdown.")
+        bool, typer.Option("--markdown", help="Only the central claims, as a table in Markdown.")
     ] = False,
 ) -> None:
     """Show every claim of the papers with its best verdict. Example: mgenb claims --paper mge"""

@@ -54,8 +54,8 @@ def table(records: Sequence[Record], paper: str | None = None) -> pd.DataFrame:
     best = best_verdicts(records)
     rows = [_row(claim, best.get(claim.id), stale.get(claim.id)) for claim in claims.load(paper)]
     frame = pd.DataFrame(rows).set_index("claim")
-    nulls = {notebook: _strongest_null(rows) for notebook, rows in frame.groupby("notebook")}
-    return frame.assign(null=frame["notebook"].map(nulls))
+    failing = {notebook: _failing_controls(rows) for notebook, rows in frame.groupby("notebook")}
+    return frame.assign(**{"controls that fail": frame["notebook"].map(failing)})
 
 
 def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[str, str]:
@@ -76,7 +76,7 @@ def _row(claim: Claim, verdict: Verdict | None, stale: Record | None) -> dict[st
     return row
 
 
-def _strongest_null(rows: pd.DataFrame) -> str:
+def _failing_controls(rows: pd.DataFrame) -> str:
     """Return the controls of a notebook that fail; "" where none does."""
     return " ".join(rows.loc[(rows["role"] == "control") & (rows["verdict"] == claims.FAILS), "statement"])
 
@@ -115,10 +115,11 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
 
 
 def central(frame: pd.DataFrame, paper: str) -> pd.DataFrame:
-    """Return one page: the central claims of a paper with what was measured, the strongest null and the verdict."""
+    """Return one page: the central claims of a paper with what was measured, the controls that fail and the verdict."""
     chosen = frame[(frame["paper"] == paper) & (frame["role"] == "central")]
-    names = {"paper value": "paper", "measured": "ours", "null": "controls that fail", "readings": "core readings"}
-    shown = ["statement", "paper value", "holds if", "measured", "null", "verdict", "readings", "scale", "notebook"]
+    names = {"paper value": "paper", "measured": "ours", "readings": "core readings"}
+    shown = ["statement", "paper value", "holds if", "measured", "controls that fail", "verdict"]
+    shown += ["readings", "scale", "notebook"]
     return chosen[shown].rename(columns=names).set_index("statement")
 
 

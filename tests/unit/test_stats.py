@@ -102,24 +102,6 @@ def test_ratio_covers() -> None:
     assert coverage(draw, 3) == pytest.approx(0.95, abs=0.03)
 
 
-def test_rank_correlation_covers() -> None:
-    rho = 0.6
-    truth = 6 / math.pi * math.asin(rho / 2)  # Spearman's of a bivariate normal
-
-    def draw(rng: np.random.Generator) -> stats.Estimate:
-        x = rng.normal(size=40)
-        return stats.rank_correlation(x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=40))
-
-    assert coverage(draw, truth) == pytest.approx(0.95, abs=0.03)
-
-
-def test_rank_correlation_of_few_or_constant_points() -> None:
-    assert stats.rank_correlation([1, 2, 3], [1, 2, 3]).interval() == stats.NO_INTERVAL
-    assert stats.rank_correlation(range(9), [1.0] * 9).interval() == stats.NO_INTERVAL
-    low, high = stats.rank_correlation(range(5), range(5)).interval()
-    assert 0 < low < high < 1
-
-
 @pytest.mark.parametrize(
     "estimate",
     [
@@ -127,7 +109,6 @@ def test_rank_correlation_of_few_or_constant_points() -> None:
         stats.proportion(3, 40),
         stats.paired_images([1, 1, 0, 1, 1], [0, 1, 0, 1, 0]),
         stats.ratio([1.0, 2, 3], [2.0, 2, 2]),
-        stats.rank_correlation(range(6), [1, 0, 2, 3, 5, 4]),
     ],
 )
 def test_intervals_nest(estimate: stats.Estimate) -> None:
