@@ -67,6 +67,11 @@ class Rows:
         """Return "7 of 12 parts", or "" when all are in."""
         return "" if len(self.parts) == self.planned else f"{len(self.parts)} of {self.planned} parts"
 
+    def of(self, what: str, *methods: str) -> pd.DataFrame:
+        """Return the rows of one measurement, as the column `what` names it, of some methods or of all."""
+        chosen = self.frame[self.frame["what"] == what]
+        return chosen[chosen["method"].isin(methods)] if methods else chosen
+
 
 def measure(
     parts: Sequence[Part],

@@ -217,3 +217,11 @@ def test_rows_are_read_without_torch(tmp_path):
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / f"{STEM}.csv"], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_rows_of_one_measurement_of_some_methods():
+    frame = pd.DataFrame({"what": ["a", "a", "b"], "method": ["x", "y", "x"], "value": [1, 2, 3]})
+    measured = rows.Rows(EXPERIMENT, frame, pd.DataFrame(), {}, 0)
+    assert list(measured.of("a")["value"]) == [1, 2]
+    assert list(measured.of("a", "y")["value"]) == [2]
+    assert measured.of("c").empty
