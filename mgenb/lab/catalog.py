@@ -16,6 +16,7 @@ from mgenb.errors import MgenbError, choose, nearest
 
 PROFILES = ("quick", "cpu", "paper")
 ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
+READ_RECORDS = ("00_start_here", "14_scoreboard")  # show what other notebooks' records say: refreshed after them
 LONGEST_NAME = 60  # of a set of parameters, in the name of a folder
 
 

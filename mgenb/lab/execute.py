@@ -77,18 +77,27 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     `given` holds `name=value` strings. Raises MgenbError for an unknown notebook, for parameters that
     `parameters.check` refuses, and for a folder that cannot take the results.
     """
-    from mgenb.lab import parameters  # imports torch
-
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
     texts = _pairs(given)
     jobs = []
     for notebook in chosen:
-        checked = parameters.check(notebook, profile, texts)
-        folder = (out or catalog.output_dir(profile, checked.changed)).expanduser().resolve()
+        values, changed = _checked(notebook, profile, texts)
+        folder = (out or catalog.output_dir(profile, changed)).expanduser().resolve()
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
-        jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **checked.given}, folder))
+        jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **values}, folder))
     return jobs
+
+
+def _checked(notebook: catalog.Notebook, profile: str, texts: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
+    """Return what was given and what is not the profile's; a profile's own values are right, as tests hold."""
+    notebook.defaults(profile)  # refuses an unknown profile
+    if not texts:
+        return {}, {}
+    from mgenb.lab import parameters  # imports torch, for seconds
+
+    checked = parameters.check(notebook, profile, texts)
+    return checked.given, checked.changed
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:

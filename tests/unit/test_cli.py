@@ -210,6 +210,21 @@ def test_refresh_with_another_profile_leaves_the_notebook(project, call):
     assert json.loads((project / "figures" / "cpu" / f"{STEM}.json").read_text())["profile"] == "cpu"
 
 
+def test_refresh_of_all_ends_with_the_notebooks_that_show_what_the_records_say(project, call, monkeypatch):
+    order = []
+    monkeypatch.setattr(execute, "refresh", lambda notebook, profile: order.append(notebook.stem) or [])
+    assert call("refresh")[0] == 0
+    assert sorted(order) == [notebook.stem for notebook in catalog.notebooks()]
+    assert order[-2:] == list(catalog.READ_RECORDS)
+
+
+def test_a_run_without_parameters_does_not_wait_for_torch(project):
+    code = "import sys; from mgenb.lab import execute; execute.plan('03', 'quick', [], None); "
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.fixture
 def two_records(project, recorded):
     for profile, verdict in (("quick", "inconclusive"), ("cpu", "contradicted")):
