@@ -133,16 +133,18 @@ def change_band(
     seed: int,
     change: str = "zeroed",
     bands: str = "index",
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Return the layer with `count` random coefficients of `band` modified (MGE Fig. 6); `bands`: see `band_mask`.
 
+    `inside`: the band's mask, where it is known already.
     `zeroed`: set to zero; `noise`: Gaussian noise is added whose norm is that of what zeroing them would remove;
     `kept`: all outside the band is set to zero, and `count` is None. Raises MgenbError for an unknown name, when the
     band has fewer coefficients, or for a count that does not go with the change.
     """
     if (choose("change", change, CHANGES) == "kept") != (count is None):
         raise MgenbError(f"count is {count} with change={change!r}; right is None for 'kept', and for it alone")
-    mask = band_mask(weight, transform, band, bands)
+    mask = band_mask(weight, transform, band, bands) if inside is None else inside
     if count is None:
         return change_coefficients(weight, ~mask, 0.0, transform)
     mask = random_part(mask, count, torch_generator(seed, "zero band", band))
