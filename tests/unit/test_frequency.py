@@ -96,6 +96,15 @@ def test_kernels_are_kept_whole_or_shuffled_inside(shape):
     assert len((inside - kernels).unique(dim=0)) > 1  # each kernel in another order
 
 
+def test_a_band_that_is_known_already_is_taken_as_it_is():
+    weight = tensor((8, 4, 5, 5))
+    known = frequency.band_mask(weight, "flat", "high")
+    high = frequency.change_band(weight, "high", 50, transform="flat", seed=1)
+    assert frequency.change_band(weight, "high", 50, transform="flat", seed=1, inside=known).equal(high)
+    again = frequency.change_band(weight, "low", None, transform="flat", seed=1, change="kept", inside=known)
+    assert again.equal(frequency.change_band(weight, "high", None, transform="flat", seed=1, change="kept"))
+
+
 @settings(deadline=None, max_examples=40)
 @given(SHAPES, st.sampled_from(TRANSFORMS))
 def test_every_coefficient_lies_in_one_band(shape, transform):
