@@ -16,6 +16,7 @@ from mgenb.seeds import torch_generator
 from mgenb.store import State
 
 TRANSFORMS = ("flat", "kernel")
+ORDERS = ("shuffled", "kernels", "inside")
 BANDS = ("low", "mid", "high")
 BANDS_BY = ("index", "size")
 CHANGES = ("zeroed", "noise", "kept")
@@ -70,17 +71,26 @@ def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 def _order(weight: Tensor, transform: str) -> Tensor | slice:
     """Return in which order a transform other than `kernel` reads the elements; MgenbError for an unknown one."""
     kind, _, index = transform.partition(":")
-    if kind != "shuffled" or not index.isdigit():
-        choose("transform", transform, (*TRANSFORMS, "shuffled:0"))
+    if kind not in ORDERS or not index.isdigit():
+        choose("transform", transform, (*TRANSFORMS, *(f"{order}:0" for order in ORDERS)))
         return slice(None)
-    return torch.randperm(weight.numel(), generator=torch_generator(int(index), "order")).to(weight.device)
+    generator = torch_generator(int(index), "order")
+    if kind == "shuffled":
+        return torch.randperm(weight.numel(), generator=generator).to(weight.device)
+    size = weight.shape[2:].numel() if weight.ndim > 2 else weight.shape[-1]
+    places = torch.arange(weight.numel()).reshape(-1, size)
+    if kind == "kernels":
+        return places[torch.randperm(len(places), generator=generator)].reshape(-1).to(weight.device)
+    inside = torch.rand(places.shape, generator=generator).argsort(1)
+    return places.gather(1, inside).reshape(-1).to(weight.device)
 
 
 def to_coefficients(weight: Tensor, transform: str) -> Tensor:
     """Return the DCT coefficients of one layer, in the layer's own shape (for `flat`, row after row).
 
     `shuffled:K` is `flat` after reading the elements in the K-th random order: the control for `flat`, whose
-    order is arbitrary. Raises MgenbError for an unknown transform.
+    order is arbitrary. `kernels:K` keeps each kernel (of a matrix, each row) whole and shuffles their order; `inside:K`
+    keeps their order and shuffles each inside. Raises MgenbError for an unknown transform.
     """
     if transform == "kernel":
         return dct(dct(weight).transpose(-1, -2)).transpose(-1, -2)
@@ -123,16 +133,18 @@ def change_band(
     seed: int,
     change: str = "zeroed",
     bands: str = "index",
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Return the layer with `count` random coefficients of `band` modified (MGE Fig. 6); `bands`: see `band_mask`.
 
+    `inside`: the band's mask, where it is known already.
     `zeroed`: set to zero; `noise`: Gaussian noise is added whose norm is that of what zeroing them would remove;
     `kept`: all outside the band is set to zero, and `count` is None. Raises MgenbError for an unknown name, when the
     band has fewer coefficients, or for a count that does not go with the change.
     """
     if (choose("change", change, CHANGES) == "kept") != (count is None):
         raise MgenbError(f"count is {count} with change={change!r}; right is None for 'kept', and for it alone")
-    mask = band_mask(weight, transform, band, bands)
+    mask = band_mask(weight, transform, band, bands) if inside is None else inside
     if count is None:
         return change_coefficients(weight, ~mask, 0.0, transform)
     mask = random_part(mask, count, torch_generator(seed, "zero band", band))

@@ -18,8 +18,8 @@ mge.layer_generator = generator.layer_generator = lambda weight, settings: lambd
     "01_frequency_sensitivity": """
 from mgenb.mge import frequency
 change_band = frequency.change_band
-def other_band(weight, band, count, **options):
-    return change_band(weight, "high" if band == "low" else "low", count, **options)
+def other_band(weight, band, count, *, inside=None, **options):
+    return change_band(weight, "high" if band == "low" else "mid", count, **options)
 frequency.change_band = other_band
 """,
     "02_zero_filling": """

@@ -14,7 +14,7 @@ from scipy import stats
 from mgenb.errors import MgenbError
 from mgenb.mge import frequency
 
-TRANSFORMS = (*frequency.TRANSFORMS, "shuffled:0", "shuffled:7")
+TRANSFORMS = (*frequency.TRANSFORMS, "shuffled:0", "shuffled:7", "kernels:2", "inside:2")
 BAND: dict[str, Any] = {"transform": "flat", "seed": 0}
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 
@@ -78,6 +78,31 @@ def test_a_shuffled_transform_is_orthonormal_and_another_one_for_another_index()
     assert not others[0].allclose(others[1])
     assert not others[0].allclose(others[2])
     assert frequency.to_coefficients(weight, "shuffled:3").equal(others[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 2, 3, 3), (80, 9)])
+def test_kernels_are_kept_whole_or_shuffled_inside(shape):
+    weight = torch.arange(720.0).reshape(shape)
+    kernels = weight.reshape(80, 9)
+
+    def read(transform):
+        return frequency.idct(frequency.to_coefficients(weight, transform).reshape(-1)).round().reshape(80, 9)
+
+    whole, inside = read("kernels:0"), read("inside:0")
+    assert not whole.equal(kernels)
+    assert whole[whole[:, 0].argsort()].equal(kernels)
+    assert not inside.equal(kernels)
+    assert inside.sort().values.equal(kernels)
+    assert len((inside - kernels).unique(dim=0)) > 1  # each kernel in another order
+
+
+def test_a_band_that_is_known_already_is_taken_as_it_is():
+    weight = tensor((8, 4, 5, 5))
+    known = frequency.band_mask(weight, "flat", "high")
+    high = frequency.change_band(weight, "high", 50, transform="flat", seed=1)
+    assert frequency.change_band(weight, "high", 50, transform="flat", seed=1, inside=known).equal(high)
+    again = frequency.change_band(weight, "low", None, transform="flat", seed=1, change="kept", inside=known)
+    assert again.equal(frequency.change_band(weight, "high", None, transform="flat", seed=1, change="kept"))
 
 
 @settings(deadline=None, max_examples=40)
