@@ -150,7 +150,8 @@ class Run:
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
         how = network or self.networks[0]
-        seeds = range(1000 * self.seed, 1000 * self.seed + (self.settings.bases if count is None else count))
+        first = 1000 * self.seed + self.chosen.settings.get("first_seed", 0)
+        seeds = range(first, first + (self.settings.bases if count is None else count))
         same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
         nets = training.trained_all(how.arch, dataset, seeds=seeds, **same)
         if finish:
