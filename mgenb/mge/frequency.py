@@ -200,16 +200,6 @@ def _mask_of(shape: torch.Size, places: Tensor) -> Tensor:
     return mask.reshape(shape)
 
 
-def smallest(values: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` smallest magnitudes in `values`."""
-    return _mask_of(values.shape, values.abs().reshape(-1).topk(count, largest=False, sorted=False).indices)
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` largest magnitudes in `values`."""
-    return ~smallest(values, values.numel() - count)
-
-
 def unimportant_count(values: Tensor, energy_share: float) -> int:
     """Return how many of the smallest `values` lie outside the fewest that hold `energy_share` of the energy.
 
