@@ -7,6 +7,7 @@ vector, `kernel` transforms the last two axes of a convolution, or both axes of 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ BANDS = ("low", "mid", "high")
 BANDS_BY = ("index", "size")
 CHANGES = ("zeroed", "noise", "kept")
 MARKS = ("most", "least")
-SELECTIONS = ("energy", "high", "highest", "fig7", "random", "magnitude", "largest")
+SELECTIONS = ("energy", "high", "highest", "fig7", "random", "magnitude", "largest", "first", "last")
 DOMAINS = ("coefficients", "weights")
 # selection: its domain; the others are for both
-NATURAL = {"energy": "coefficients", "high": "coefficients", "highest": "coefficients", "fig7": "weights"}
+NATURAL = {"energy": "coefficients", "high": "coefficients", "highest": "coefficients"}
+NATURAL |= dict.fromkeys(("fig7", "first", "last"), "weights")
 FIG7_SHARE = 0.1  # Fig. 7: ten per cent of a band is set to zero in each layer
 
 
@@ -210,16 +212,6 @@ def _mask_of(shape: torch.Size, places: Tensor) -> Tensor:
     return mask.reshape(shape)
 
 
-def smallest(values: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` smallest magnitudes in `values`."""
-    return _mask_of(values.shape, values.abs().reshape(-1).topk(count, largest=False, sorted=False).indices)
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` largest magnitudes in `values`."""
-    return ~smallest(values, values.numel() - count)
-
-
 def unimportant_count(values: Tensor, energy_share: float) -> int:
     """Return how many of the smallest `values` lie outside the fewest that hold `energy_share` of the energy.
 
@@ -234,10 +226,29 @@ def unimportant_count(values: Tensor, energy_share: float) -> int:
     return values.numel() - min(kept, values.numel())
 
 
-def select(
+def select(weight: Tensor, selection: str, count: int, **options: Any) -> Tensor:
+    """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
+
+    The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
+    the upper share is called important; `fig7`, the weights that change most when a tenth of `band` ('low+mid' is
+    both together) is zeroed, or least, as `marks` says. Controls of the same size: `random`, `magnitude` (smallest)
+    and `largest`, in `domain`; `highest`, the coefficients of highest index; `first` and `last`, the weights of lowest
+    and highest index. `options`: those of `order`.
+    Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
+    """
+    if not 0 <= count <= weight.numel():
+        raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
+    return _mask_of(weight.shape, _keys(weight, selection, **options).topk(count, largest=False, sorted=False).indices)
+
+
+def order(weight: Tensor, selection: str, **options: Any) -> Tensor:
+    """Return all positions of the flattened layer in the order in which `select` takes them, int64 [n]."""
+    return _keys(weight, selection, **options).argsort(stable=True)
+
+
+def _keys(
     weight: Tensor,
     selection: str,
-    count: int,
     *,
     domain: str = "coefficients",
     transform: str = "flat",
@@ -245,33 +256,25 @@ def select(
     marks: str = "most",
     seed: int = 0,
 ) -> Tensor:
-    """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
-
-    The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
-    the upper share is called important; `fig7`, the weights that change most when a tenth of `band` ('low+mid' is
-    both together) is zeroed, or least, as `marks` says. Controls of the same size: `random`, `magnitude` (smallest)
-    and `largest`, in `domain`; `highest`, the coefficients of highest index.
-    Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
-    """
+    """Return a number for each position, [n]: the smaller, the earlier it is taken."""
     choose("selection", selection, SELECTIONS)
     choose("domain", domain, DOMAINS)
     choose("marks", marks, MARKS)
-    if not 0 <= count <= weight.numel():
-        raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
     natural = NATURAL.get(selection, domain)
     if domain != natural:
         raise MgenbError(f"selection {selection!r} is about {natural}; set domain={natural!r}")
     if selection == "random":
-        return random_part(torch.ones_like(weight, dtype=torch.bool), count, torch_generator(seed, "random selection"))
-    if selection in ("high", "highest"):
-        order = frequency_of(weight.shape, transform).reshape(-1).argsort(stable=True)
-        order = order.flip(0) if selection == "highest" else order
-        return _mask_of(weight.shape, order[:count].to(weight.device))
+        drawn = torch.randperm(weight.numel(), generator=torch_generator(seed, "random selection"))
+        return drawn.argsort().to(weight.device)
+    if selection in ("high", "highest", "first", "last"):
+        places = frequency_of(weight.shape, transform if domain == "coefficients" else "flat").reshape(-1)
+        rank = places.argsort(stable=True).argsort().to(weight.device)
+        return -rank if selection in ("highest", "last") else rank
     if selection == "fig7":
-        change = fig7_change(weight, band, transform, seed)
-        return largest(change, count) if marks == "most" else smallest(change, count)
-    values = to_coefficients(weight, transform) if domain == "coefficients" else weight
-    return largest(values, count) if selection == "largest" else smallest(values, count)
+        sizes = fig7_change(weight, band, transform, seed).abs()
+        return (-sizes if marks == "most" else sizes).reshape(-1)
+    sizes = (to_coefficients(weight, transform) if domain == "coefficients" else weight).abs().reshape(-1)
+    return -sizes if selection == "largest" else sizes
 
 
 def fig7_change(weight: Tensor, band: str, transform: str, seed: int) -> Tensor:

@@ -24,10 +24,10 @@ frequency.change_band = other_band
 """,
     "02_zero_filling": """
 from mgenb.mge import frequency
-select = frequency.select
-def shuffled(weight, selection, count, *, domain="coefficients", seed=0, **options):
-    return select(weight, "random", count, domain=domain, seed=seed)
-frequency.select = shuffled
+order = frequency.order
+def shuffled(weight, selection, *, domain="coefficients", seed=0, **options):
+    return order(weight, "random", domain=domain, seed=seed)
+frequency.order = shuffled
 """,
     "03_importance_mask": """
 import torch

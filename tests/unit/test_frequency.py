@@ -309,6 +309,25 @@ def test_highest_is_what_high_leaves(transform):
     assert flat.nonzero().squeeze(1).tolist() == [97, 98, 99]
 
 
+def test_first_and_last_are_the_ends_of_the_flattened_layer():
+    weight = tensor((4, 5, 5))
+    first, last = (frequency.select(weight, name, 3, domain="weights").reshape(-1) for name in ("first", "last"))
+    assert first.nonzero().squeeze(1).tolist() == [0, 1, 2]
+    assert last.nonzero().squeeze(1).tolist() == [97, 98, 99]
+
+
+@pytest.mark.parametrize("selection", [name for name in frequency.SELECTIONS if name != "fig7"])  # where numbers tie
+@pytest.mark.parametrize("transform", ["flat", "kernel", "shuffled:1"])
+def test_select_takes_positions_in_their_order(selection, transform):
+    weight = tensor((6, 4, 3, 3))
+    options = {"domain": frequency.NATURAL.get(selection, "coefficients"), "transform": transform, "seed": 2}
+    order = frequency.order(weight, selection, **options)
+    assert sorted(order.tolist()) == list(range(weight.numel()))
+    for count in (0, 1, 77, weight.numel()):
+        mask = frequency.select(weight, selection, count, **options).reshape(-1)
+        assert set(mask.nonzero().squeeze(1).tolist()) == set(order[:count].tolist())
+
+
 def test_magnitude_and_largest_are_about_the_weights_themselves_in_their_domain():
     weight = tensor((10, 20))
     smallest = frequency.select(weight, "magnitude", 50, domain="weights")

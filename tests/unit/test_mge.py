@@ -83,7 +83,7 @@ def test_the_global_generator_has_no_say_and_is_left_alone(base):
 @pytest.mark.parametrize("selection", frequency.SELECTIONS)
 @pytest.mark.parametrize("transform", frequency.TRANSFORMS)
 def test_no_noise_and_all_energy_kept_is_the_base(base, selection, transform):
-    domain = "weights" if selection == "fig7" else "coefficients"
+    domain = frequency.NATURAL.get(selection, "coefficients")
     settings = mge.Settings(selection=selection, domain=domain, transform=transform, z=0.0, t=1.0)
     assert same(mge.generate(base, settings, 1), base)
 
@@ -126,7 +126,7 @@ def test_every_selection_redraws_as_many_as_the_papers(base):
     weight = base["conv.weight"]
     sizes = set()
     for selection in frequency.SELECTIONS:
-        domain = "weights" if selection == "fig7" else "coefficients"
+        domain = frequency.NATURAL.get(selection, "coefficients")
         sizes.add(int(mge.unimportant(weight, mge.Settings(selection=selection, domain=domain), 1).sum()))
     assert len(sizes) == 1
 
