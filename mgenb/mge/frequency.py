@@ -20,6 +20,7 @@ BANDS = ("low", "mid", "high")
 BANDS_BY = ("index", "size")
 CHANGES = ("zeroed", "noise", "kept")
 MARKS = ("most", "least")
+TENTHS = ("random", "first", "smallest", "largest")
 SELECTIONS = ("energy", "high", "highest", "fig7", "random", "magnitude", "largest")
 DOMAINS = ("coefficients", "weights")
 # selection: its domain; the others are for both
@@ -231,14 +232,15 @@ def select(
     transform: str = "flat",
     band: str = "mid",
     marks: str = "most",
+    tenth: str = "random",
     seed: int = 0,
 ) -> Tensor:
     """Return the mask (bool, the layer's shape) of the `count` positions that `selection` calls unimportant.
 
     The paper's readings: `energy`, the smallest coefficients; `high`, the coefficients of lowest index, since
     the upper share is called important; `fig7`, the weights that change most when a tenth of `band` ('low+mid' is
-    both together) is zeroed, or least, as `marks` says. Controls of the same size: `random`, `magnitude` (smallest)
-    and `largest`, in `domain`; `highest`, the coefficients of highest index.
+    both together; which `tenth`: see `fig7_change`) is zeroed, or least, as `marks` says. Controls of the same size:
+    `random`, `magnitude` (smallest) and `largest`, in `domain`; `highest`, the coefficients of highest index.
     Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
     """
     choose("selection", selection, SELECTIONS)
@@ -256,14 +258,24 @@ def select(
         order = order.flip(0) if selection == "highest" else order
         return _mask_of(weight.shape, order[:count].to(weight.device))
     if selection == "fig7":
-        change = fig7_change(weight, band, transform, seed)
+        change = fig7_change(weight, band, transform, seed, tenth)
         return largest(change, count) if marks == "most" else smallest(change, count)
     values = to_coefficients(weight, transform) if domain == "coefficients" else weight
     return largest(values, count) if selection == "largest" else smallest(values, count)
 
 
-def fig7_change(weight: Tensor, band: str, transform: str, seed: int) -> Tensor:
-    """Return by how much each weight changes when a random tenth of `band` is set to zero (Fig. 7)."""
+def fig7_change(weight: Tensor, band: str, transform: str, seed: int, tenth: str = "random") -> Tensor:
+    """Return by how much each weight changes when a tenth of the coefficients of `band` is set to zero (Fig. 7).
+
+    Which `tenth`: `random`; the `first`, those of lowest frequency; the `smallest` or the `largest` coefficients.
+    """
     inside = band_mask(weight, transform, band)
-    mask = random_part(inside, round(FIG7_SHARE * int(inside.sum())), torch_generator(seed, "fig7", band))
+    count = round(FIG7_SHARE * int(inside.sum()))
+    if choose("tenth", tenth, TENTHS) == "random":
+        mask = random_part(inside, count, torch_generator(seed, "fig7", band))
+    else:
+        size = to_coefficients(weight, transform).abs()
+        rank = {"first": frequency_of(weight.shape, transform).to(weight), "smallest": size, "largest": -size}[tenth]
+        order = torch.where(inside, rank, torch.inf).reshape(-1).argsort(stable=True)
+        mask = _mask_of(weight.shape, order[:count])
     return change_coefficients(weight, mask, 0.0, transform) - weight
