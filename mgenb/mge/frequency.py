@@ -22,6 +22,7 @@ BANDS = ("low", "mid", "high")
 BANDS_BY = ("index", "size")
 CHANGES = ("zeroed", "noise", "kept")
 MARKS = ("most", "least")
+TENTHS = ("random", "first", "smallest", "largest")
 SELECTIONS = ("energy", "high", "highest", "fig7", "random", "magnitude", "largest", "first", "last")
 DOMAINS = ("coefficients", "weights")
 # selection: its domain; the others are for both
@@ -254,6 +255,7 @@ def _keys(
     transform: str = "flat",
     band: str = "mid",
     marks: str = "most",
+    tenth: str = "random",
     seed: int = 0,
 ) -> Tensor:
     """Return a number for each position, [n]: the smaller, the earlier it is taken."""
@@ -271,14 +273,24 @@ def _keys(
         rank = places.argsort(stable=True).argsort().to(weight.device)
         return -rank if selection in ("highest", "last") else rank
     if selection == "fig7":
-        sizes = fig7_change(weight, band, transform, seed).abs()
+        sizes = fig7_change(weight, band, transform, seed, tenth).abs()
         return (-sizes if marks == "most" else sizes).reshape(-1)
     sizes = (to_coefficients(weight, transform) if domain == "coefficients" else weight).abs().reshape(-1)
     return -sizes if selection == "largest" else sizes
 
 
-def fig7_change(weight: Tensor, band: str, transform: str, seed: int) -> Tensor:
-    """Return by how much each weight changes when a random tenth of `band` is set to zero (Fig. 7)."""
+def fig7_change(weight: Tensor, band: str, transform: str, seed: int, tenth: str = "random") -> Tensor:
+    """Return by how much each weight changes when a tenth of the coefficients of `band` is set to zero (Fig. 7).
+
+    Which `tenth`: `random`; the `first`, those of lowest frequency; the `smallest` or the `largest` coefficients.
+    """
     inside = band_mask(weight, transform, band)
-    mask = random_part(inside, round(FIG7_SHARE * int(inside.sum())), torch_generator(seed, "fig7", band))
+    count = round(FIG7_SHARE * int(inside.sum()))
+    if choose("tenth", tenth, TENTHS) == "random":
+        mask = random_part(inside, count, torch_generator(seed, "fig7", band))
+    else:
+        size = to_coefficients(weight, transform).abs()
+        rank = {"first": frequency_of(weight.shape, transform).to(weight), "smallest": size, "largest": -size}[tenth]
+        places = torch.where(inside, rank, torch.inf).reshape(-1).argsort(stable=True)
+        mask = _mask_of(weight.shape, places[:count])
     return change_coefficients(weight, mask, 0.0, transform) - weight

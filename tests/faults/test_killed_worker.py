@@ -146,9 +146,12 @@ def test_notebooks_run_side_by_side_and_one_that_fails_stops_no_other(project, m
 
 
 START = """
-import time
+import pathlib, time
 from mgenb import lab
-tiny = {"dataset": "mnist", "bases": 6, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 0.0}
+file = pathlib.Path("tiny.toml")
+how = 'dataset = "mnist", arch = "lenet", recipe = "mge-adam", epochs = 1, images = 200, floor = 0.0'
+file.write_text(f"[networks]\\ntiny = {{ {how} }}")
+tiny = {"bases": 6, "networks": ["tiny"], "networks_file": str(file)}
 run = lab.start("03_importance_mask", profile=profile, seed=0, device="cpu", **tiny)
 """
 CELL = """

@@ -17,14 +17,16 @@ from mgenb.lab import catalog, doctor, execute, scoreboard
 
 ROOT = Path(__file__).parents[2]
 STEM = "03_importance_mask"
-PARAMETERS = 'profile: str = "quick"\nseed: int = 0\nz: float = None  # size\ndataset: str = None\nval: int = None'
+PARAMETERS = (
+    'profile: str = "quick"\nseed: int = 0\nz: float = None  # size\nnetworks_file: str = None\nval: int = None'
+)
 RECORD = """
 import json, os, pathlib
 out = pathlib.Path(os.environ["MGENB_OUT"])
 claims = [{"id": "mge.fig7.mask_unimportant", "verdict": "contradicted", "token": TOKEN}]
 result = {"claims": claims, "mechanism": {"kept": True}}
 record = {"stem": STEM, "profile": profile, "result": result, "figures": [STEM + "-a.png"]}
-result["settings"] = {"seen": [seed, z, dataset, val]}
+result["settings"] = {"seen": [seed, z, networks_file, val]}
 (out / (STEM + ".json")).write_text(json.dumps(record))
 (out / (STEM + "-a.png")).write_bytes(b"a figure")
 print("mechanism kept: True")
@@ -94,8 +96,7 @@ def test_every_command_shows_an_example(call, command):
         (["run", "03", "-p", "z=nan"], "z is 'nan'; right is a number of at least 0"),
         (["run", "03", "-p", "val=0"], "val is '0'; right is a whole number of at least 1"),
         (["run", "03", "-p", "device=cuda:99"], "device 'cuda:99' cannot be used here"),
-        (["run", "03", "-p", "dataset=mnst"], "unknown dataset 'mnst'; did you mean 'mnist'?"),
-        (["run", "03", "-p", "dataset=none/such"], "none/such does not exist"),
+        (["run", "03", "-p", "networks_file=none.toml"], "none.toml cannot be read"),
         (["run", "11", "-p", "finish=1"], "finish is '1'; right is true or false"),
         (["run", "05", "-p", "networks=lenet/mnst"], "unknown network 'lenet/mnst'; did you mean 'lenet/mnist'?"),
         (["run", "08", "-p", "kappas=0, x"], "kappas is '0, x'; right is a list of numbers of at least 0"),
@@ -139,14 +140,15 @@ def test_all_takes_only_parameters_that_every_notebook_has(project, call, monkey
 def test_run_writes_notebook_record_and_figures(project, call):
     (project / "notebooks" / "img").mkdir()
     (project / "notebooks" / "img" / "drawing.png").write_bytes(b"a drawing")
-    (project / "images").mkdir()  # a relative path means the caller's folder, not the notebook's
-    code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "dataset=images", "-p", "val=all")
+    (project / "own.toml").write_text("[networks]")  # a relative path means the caller's folder, not the notebook's
+    code, out, _ = call("run", "03", "-p", "seed=7", "-p", "z=1e-3", "-p", "networks_file=own.toml", "-p", "val=100")
     (folder,) = (project / "runs").iterdir()
-    assert folder.name.startswith("quick-dataset=")  # what is not the profile's, and no more: val=all is
+    assert folder.name.startswith("quick-")  # what is not the profile's, and no more: val=100 is
+    assert "val=" not in folder.name
     assert "seed=7,z=0.001" in folder.name or folder.name[-9] == "-"  # long names end in a hash
     assert code == 0
     seen = json.loads((folder / f"{STEM}.json").read_text())["result"]["settings"]["seen"]
-    assert seen == [7, 0.001, str(project / "images"), "all"]
+    assert seen == [7, 0.001, str(project / "own.toml"), 100]
     assert (folder / f"{STEM}-a.png").exists()
     assert (folder / "img" / "drawing.png").exists()  # for links of the executed notebook
     assert out.splitlines()[0].endswith("1 contradicted")

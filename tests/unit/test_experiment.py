@@ -1,5 +1,8 @@
 """What experiments stand on: data and networks by name, one look at the test images, and analysis without either."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from mgenb import data, lab, stats, training
@@ -8,7 +11,9 @@ from mgenb.lab import catalog, experiment, record
 from mgenb.measure import population
 
 STEM, CONTROL = "03_importance_mask", "mge.fig7.mask_beats_magnitude"
-TINY = {"bases": 2, "epochs": 1, "train": 200, "val": 60, "test": 50, "floor": 0.05, "dataset": "mnist"}
+TINY = """[networks]
+tiny = {{ dataset = "mnist", arch = "lenet", recipe = "mge-adam", epochs = {epochs}, images = 200, floor = 0.05 }}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +23,11 @@ def out(monkeypatch, tmp_path):
     return tmp_path / "out"
 
 
-def start(**own):
-    return lab.start(STEM, profile="quick", seed=0, device="cpu", **{**TINY, **own})
+def start(epochs=1, **own):
+    file = Path(os.environ["MGENB_OUT"]).with_name(f"networks-{epochs}.toml")
+    file.write_text(TINY.format(epochs=epochs))
+    tiny = {"bases": 2, "networks": ["tiny"], "networks_file": str(file)}
+    return lab.start(STEM, profile="quick", seed=0, device="cpu", **{**tiny, **own})
 
 
 def plan(run):
@@ -52,7 +60,7 @@ def whole(run, function=accuracies):
 def test_a_part_names_the_data_and_the_networks_of_the_run():
     run = start()
     part = {**plan(run)[1], "seed": 0, "profile": "quick", "device": "cpu"}
-    dataset = data.load("mnist", source="samples", train_limit=200, val_limit=60, test_limit=50)
+    dataset = data.load("mnist", source="samples", train_limit=200, val_limit=40, test_limit=40)
     net = training.trained("lenet", dataset, epochs=1, seed=1)
     assert lab.load(part).digest == dataset.digest
     assert [one.sum().item() for one in lab.trained(part)[0].parameters()] == [
@@ -85,7 +93,7 @@ def test_rows_say_what_they_rest_on_and_the_record_has_it(out, capsys):
     assert made.data == [about["described"]]
     assert made.bases[0]["val_accuracy"] == found.frame.query("split == 'val'")["accuracy"].tolist()
     assert (
-        "mnist [sample], samples shipped with mgenb: 200 train, 60 validation, 50 test (sealed)"
+        "mnist [sample], samples shipped with mgenb: 200 train, 40 validation, 40 test (sealed)"
         in capsys.readouterr().out
     )
 

@@ -371,6 +371,20 @@ def test_fig7_marks_the_weights_that_change_most_or_least():
     assert frequency.select(weight, "fig7", 240, **how).equal(most)
 
 
+@pytest.mark.parametrize("tenth", ["first", "smallest", "largest"])
+def test_fig7_zeroes_the_tenth_of_its_band_that_it_is_told_to(tenth):
+    weight = tensor((16, 6, 5, 5))
+    before = by_scipy(weight, "flat").reshape(-1)
+    zeroed = np.abs(by_scipy(frequency.fig7_change(weight, "mid", "flat", 5, tenth), "flat")).reshape(-1) > 1e-5
+    ranks = {"first": np.arange(800), "smallest": np.abs(before[800:1600]), "largest": -np.abs(before[800:1600])}
+    expected = 800 + ranks[tenth].argsort()[:80]
+    assert sorted(expected[np.abs(before[expected]) > 1e-5]) == zeroed.nonzero()[0].tolist()
+    how: dict[str, Any] = {"domain": "weights", "band": "mid", "tenth": tenth}
+    masks = [frequency.select(weight, "fig7", 240, seed=seed, **how) for seed in (1, 2)]
+    assert masks[0].equal(masks[1])  # nothing is drawn
+    assert not masks[0].equal(frequency.select(weight, "fig7", 240, seed=1, **{**how, "tenth": "random"}))
+
+
 def test_seeds_decide_random_choices():
     weight = tensor((20, 20))
     one, same, other = (frequency.select(weight, "random", 100, seed=seed) for seed in (1, 1, 2))
@@ -400,6 +414,7 @@ def test_layers_are_weights_and_nothing_else_is_changed():
         (lambda w: frequency.change_band(w, "low", 1, change="kept", **BAND), "count is 1 with change='kept'"),
         (lambda w: frequency.change_band(w, "low", None, **BAND), "count is None with change='zeroed'"),
         (lambda w: frequency.select(w, "fig7", 1, domain="weights", marks="more"), "unknown marks"),
+        (lambda w: frequency.select(w, "fig7", 1, domain="weights", tenth="last"), "unknown tenth"),
         (lambda w: frequency.select(w, "energetic", 1), "did you mean 'energy'"),
         (lambda w: frequency.select(w, "random", 1, domain="weight"), "did you mean 'weights'"),
         (lambda w: frequency.select(w, "energy", 17), "17 of 16"),
