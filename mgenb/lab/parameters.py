@@ -51,9 +51,9 @@ class Network:
 class Parameters:
     """Everything that a run is started with.
 
-    settings: the profile's, but for those that were given; networks: what the setting of this name names, or the one
-    that the settings describe; given: the values that were given, as they are checked; changed: seed and settings that
-    are not the profile's; retrain: base networks are trained anew, though they are shipped or in the cache.
+    settings: the profile's, but for those that were given; networks: what the setting of this name names, if there
+    is one; given: the values that were given, as they are checked; changed: seed and settings that are not the
+    profile's; retrain: base networks are trained anew, though they are shipped or in the cache.
     """
 
     profile: str
@@ -91,8 +91,6 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
     networks: tuple[Network, ...] = ()
     if "networks" in settings:
         networks = chosen(settings["networks"], profile, values.get("networks_file"))
-    elif "arch" in settings:
-        networks = (Network("", **{key: settings[key] for key in NETWORK if key in settings}),)
     changed = {name: full[name] for name in (*defaults, "seed") if full[name] != usual[name]}
     device = devices.device(full["device"])
     return Parameters(profile, full["seed"], device, settings, networks, values, changed, full["retrain"])

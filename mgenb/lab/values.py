@@ -10,12 +10,11 @@ from mgenb import data, nets, training
 from mgenb.claims.registry import PAPERS
 from mgenb.errors import MgenbError, choose
 
-LIMITS = ("train", "val", "test")  # of images: a number, or all there are
+LIMITS = ("val", "test")  # of images: a number, or all there are
 SHARES = ("t", "share", "floor")
 MAY_BE_ZERO = ("seed", "first_seed", "val_classes", "mutations", "fusions", "tune_epochs")
 CHOICES: dict[str, Collection[str]] = {
     "arch": nets.ARCHITECTURES,
-    "second_arch": ("", *nets.ARCHITECTURES),
     "recipe": training.RECIPES,
     "paper": ("both", *PAPERS),
 }

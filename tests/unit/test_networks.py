@@ -115,9 +115,10 @@ def test_zero_means_zero():
     assert checked.by_hand == "tune_epochs=0"
 
 
-def test_a_relative_dataset_is_the_callers_and_what_was_given_is_handed_on(tmp_path, monkeypatch):
-    (tmp_path / "images").mkdir()
+def test_a_relative_file_of_networks_is_the_callers_and_what_was_given_is_handed_on(tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text("[networks]")
     monkeypatch.chdir(tmp_path)
-    checked = parameters.check(catalog.find("04"), "cpu", {"dataset": "images", "t": "0", "arch": "vgg11", "val": None})
-    assert checked.given == {"dataset": str(tmp_path / "images"), "t": 0.0, "arch": "vgg11"}
-    assert checked.by_hand == f"dataset={tmp_path / 'images'}, arch=vgg11, t=0.0"
+    given = {"networks_file": "own.toml", "t": "0", "networks": "vgg11/mnist", "val": None}
+    checked = parameters.check(catalog.find("04"), "cpu", given)
+    assert checked.given == {"networks_file": str(tmp_path / "own.toml"), "t": 0.0, "networks": ["vgg11/mnist"]}
+    assert checked.by_hand == "networks=vgg11/mnist, t=0.0"
