@@ -255,7 +255,7 @@ def trained(
                 print(f"{name}: {whence}", file=sys.stderr)
         else:
             checkpoint = path.with_suffix(".checkpoint")
-            own = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
+            own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
             _keep(net, settings, losses)
             checkpoint.unlink(missing_ok=True)
