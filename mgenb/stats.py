@@ -51,10 +51,6 @@ class Estimate:
             raise MgenbError(f"factor {factor!r} must be above 0")
         return self._changed(factor * self.estimate, lambda low, high: (factor * low, factor * high))
 
-    def magnitude(self) -> "Estimate":
-        """Return the estimate of the absolute value."""
-        return self._changed(abs(self.estimate), lambda low, high: (max(low, -high, 0.0), max(-low, high)))
-
     def _changed(self, estimate: float, ends: Callable[[float, float], Interval]) -> "Estimate":
         return replace(self, estimate=estimate, bounds=lambda level: ends(*self.bounds(level)))
 
@@ -91,6 +87,29 @@ def paired(a: ArrayLike, b: ArrayLike, unit: str = "seeds") -> Estimate:
     """Mean of a - b over pairs, with a t interval. Raises MgenbError when the lengths differ."""
     x, y = _pairs(a, b)
     return replace(mean(x - y, unit), method="paired t interval")
+
+
+def pooled(groups: Sequence[ArrayLike], unit: str = "base networks") -> Estimate:
+    """Mean of the means of groups that are what they are (the cells of a table), whatever their sizes.
+
+    t interval with the degrees of freedom of Welch (1947) and Satterthwaite (1946); n counts all values. A group of
+    fewer than 3 values gives an infinite interval, as `mean` does. Raises MgenbError for no or empty groups.
+    """
+    if not groups:
+        raise MgenbError("there is no group to pool")
+    values = [_numbers("a group", group) for group in groups]
+    sizes, means = np.array([x.size for x in values]), [x.mean() for x in values]
+    squared = np.array([x.var(ddof=1) / x.size if x.size > 1 else 0.0 for x in values])
+    error, centre = math.sqrt(squared.sum()) / len(values), float(np.mean(means))
+    freedom = squared.sum() ** 2 / (squared**2 / (sizes - 1).clip(1)).sum() if error else math.inf
+
+    def bounds(level: float) -> Interval:
+        if sizes.min() < MIN_SEEDS:
+            return NO_INTERVAL
+        half = -float(scipy.special.stdtrit(freedom, (1 - level) / 2)) * error if error else 0.0
+        return centre - half, centre + half
+
+    return Estimate(centre, int(sizes.sum()), unit, "t interval over groups", bounds)
 
 
 def clustered(values: ArrayLike, clusters: Sequence[object], unit: str = "base models") -> Estimate:
@@ -150,24 +169,6 @@ def proportion(k: int, n: int, unit: str = "images") -> Estimate:
     return Estimate(k / n, int(n), unit, "Wilson interval", lambda level: test.proportion_ci(level, method="wilson"))
 
 
-def paired_images(correct_a: ArrayLike, correct_b: ArrayLike) -> Estimate:
-    """Accuracy of a minus accuracy of b on the same images, in percent points (-100 to 100).
-
-    Bonett and Price's adjusted Wald interval (Stat. Methods Med. Res., 2012): one image is added to each
-    kind of disagreement, so that the interval keeps its coverage when few images, or none, tell a from b.
-    """
-    a, b = _pairs(correct_a, correct_b)
-    if not set(np.unique([a, b])) <= {0.0, 1.0}:
-        raise MgenbError("correct_a and correct_b must hold True or False for each image")
-    n = a.size
-    only_a, only_b = int(np.sum(a > b)), int(np.sum(b > a))
-    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    centre = share_a - share_b
-    error = math.sqrt((share_a + share_b - centre**2) / (n + 2))
-    bounds = _normal(centre, error, lambda share: 100 * min(max(share, -1.0), 1.0))
-    return Estimate(100 * (only_a - only_b) / n, n, "images", "Bonett-Price paired interval", bounds)
-
-
 def surge(values: ArrayLike) -> float:
     """Return the p-value of a surge: one narrow bin that holds more values than its neighbours tell.
 
@@ -203,16 +204,6 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
-
-
-def _normal(centre: float, error: float, back: Callable[[float], float]) -> Callable[[float], Interval]:
-    """Return normal intervals around `centre`, with `back` applied to their ends."""
-
-    def bounds(level: float) -> Interval:
-        half = -float(scipy.special.ndtri((1 - level) / 2)) * error
-        return back(centre - half), back(centre + half)
-
-    return bounds
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:

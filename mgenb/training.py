@@ -6,7 +6,7 @@ What is shipped with the package (`nets/shipped/`) comes before the cache.
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -135,11 +135,13 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     show: str = "",
+    after: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
     """Train `net` in place for `epochs` and return each epoch's mean loss.
 
     With `checkpoint`, the state is written there after every epoch and a later call resumes from it: the
     weights end the same as without the interruption. `show` is what a bar on stderr says; "": there is none.
+    `after` is called after every epoch with how many are done; it must leave `net` as it is.
     Raises MgenbError when the loss is no longer finite, and for a checkpoint that is damaged or another training's.
     """
     key = store.key_of({"recipe": asdict(recipe), "seed": seed})
@@ -154,6 +156,7 @@ def fit(
         _refuse_diverged(losses)
         now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
         store.save_progress(checkpoint, key, now)
+        after(epoch + 1)
     net.to(memory_format=torch.contiguous_format)
     return losses
 
@@ -252,7 +255,7 @@ def trained(
                 print(f"{name}: {whence}", file=sys.stderr)
         else:
             checkpoint = path.with_suffix(".checkpoint")
-            own = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
+            own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
             _keep(net, settings, losses)
             checkpoint.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
 `epochs`, and by `base` (the number of one network), `pair` (of two) or `tree` (of as many as its `models` says); the
 run adds `seed`, `profile`, `device` and `retrain`. Where a part names them, `folds` says that one in so many training
-images is for validation, and `first_seed` where the seeds of networks begin.
+images is for validation, and `first_seed` where the seeds of networks begin. `fresh` is the number of a network that
+the function itself trains anew (it may return the facts that stand with the part, as its `weights`).
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -27,7 +28,8 @@ from mgenb.store import State
 SPLITS = ("train", "val", "test")
 LOADED = ("dataset", *SPLITS, "seed", "profile", "device", "folds")  # what makes a dataset
 WHERE_NAMED = ("folds", "first_seed")  # a part need not have them
-NUMBERED = {"base": "network", "pair": "pair", "tree": "tree"}  # how a part names its networks, and how they are called
+# how a part names its networks, and how they are called
+NUMBERED = {"base": "network", "pair": "pair", "tree": "tree", "fresh": "fresh network"}
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
 
 # a state_dict, None for the network's own, or what makes one: so that only one need be held at a time
@@ -73,7 +75,7 @@ def trained(part: rows.Part, finish: Finish | None = None) -> list[nn.Module]:
 
 def _numbers(part: rows.Part) -> list[int]:
     of = next(name for name in NUMBERED if name in part)
-    count = {"base": 1, "pair": 2}.get(of) or part["models"]
+    count = part["models"] if of == "tree" else {"base": 1, "pair": 2, "fresh": 0}[of]
     return list(range(count * part[of], count * (part[of] + 1)))
 
 
@@ -132,10 +134,10 @@ def _train(parts: Sequence[rows.Part], facts: rows.Facts, executor: Executor) ->
 def _looking_once(function: rows.Function, run: rows.Part, part: rows.Part) -> tuple[Any, ...]:
     uses = load({**part, **run}).test.uses
     before = len(uses)
-    made, arrays, _ = rows.unpacked(function({**part, **run}))
+    made, arrays, known = rows.unpacked(function({**part, **run}))
     if (looks := len(uses) - before) > 1:
         raise MgenbError(f"the part {dict(part)} looked at the test images {looks} times; right is one look")
-    return made, arrays, {"test_looks": looks}
+    return made, arrays, {**known, "test_looks": looks}
 
 
 def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:

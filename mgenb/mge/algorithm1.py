@@ -6,7 +6,8 @@ A try exchanges one layer, or all. What the network computes before that layer i
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,9 +20,9 @@ from mgenb.data import Split
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
 from mgenb.mge import frequency
-from mgenb.mge.generator import Layers, Settings, accepts, fewest_right, layer_generator
+from mgenb.mge.generator import Layers, Settings, accepts, fewest_right, generate, layer_generator, unimportant
 from mgenb.nets import Tracer
-from mgenb.seeds import derive
+from mgenb.seeds import derive, torch_generator
 from mgenb.store import State
 
 ACCEPTED = ("layer", "whole", "closest")
@@ -123,6 +124,50 @@ def mean_loss(logits: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], to
     batches = zip(logits, labels, strict=True)
     losses = (functional.cross_entropy(z.double(), truth, reduction="none").tolist() for z, truth in batches)
     return math.fsum(chain.from_iterable(losses)) / total
+
+
+def of_reading(options: Mapping[str, Any], *, t: float, z: float) -> tuple[Settings, dict[str, Any]]:
+    """Return the generator's settings that the `options` of a registered reading say, and what is left: the search's.
+
+    `t` stands where the reading has an energy share, `z` where it says no other.
+    """
+    said = {"z": z, **options} | ({"t": t} if "t" in options else {})
+    generator = {field.name: said.pop(field.name) for field in fields(Settings) if field.name in said}
+    return Settings(**generator), said
+
+
+def gradient_steps(
+    net: nn.Module, base: State, settings: Settings, seed: int, train: Split, *, steps: int, rate: float = 0.01
+) -> State:
+    """Return the candidate `generate(base, settings, seed)` after `steps` (n_D) steps of SGD on what was redrawn of it.
+
+    Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images. What was
+    kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not training-free**. One mask for all
+    seeds is asked for: MgenbError for a mask or a z that is drawn.
+    """
+    if not settings.fixed:
+        raise MgenbError(f"gradient steps need one mask: selection {settings.selection!r} or z_drawn is not for them")
+    trained = deepcopy(net).eval()
+    trained.load_state_dict(generate(base, settings, seed))
+    for name, weight in trained.named_parameters():
+        weight.requires_grad_(name in frequency.weight_names(base))
+        if weight.requires_grad:
+            weight.register_hook(partial(_on_the_redrawn, unimportant(base[name], settings, seed), settings))
+    optimiser = torch.optim.SGD([weight for weight in trained.parameters() if weight.requires_grad], rate, momentum=0.9)
+    generator = torch_generator(seed, "gradient steps")
+    for _ in range(steps):
+        index = torch.randint(len(train), (64,), generator=generator).to(train.images.device)
+        optimiser.zero_grad()
+        functional.cross_entropy(trained(train.images[index]), train.labels[index]).backward()
+        optimiser.step()
+    return {name: value.detach() for name, value in trained.state_dict().items()}
+
+
+def _on_the_redrawn(mask: torch.Tensor, settings: Settings, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the part of a layer's gradient that changes only what lies under `mask`."""
+    if settings.domain == "weights":
+        return gradient * mask
+    return frequency.to_weights(frequency.to_coefficients(gradient, settings.transform) * mask, settings.transform)
 
 
 def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: Layers = layer_generator) -> State:

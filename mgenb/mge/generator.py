@@ -65,6 +65,11 @@ class Settings:
             raise MgenbError("placed='added' is about coefficients: with domain='weights' it is what 'replaced' does")
         unimportant(torch.eye(2), self, 0)  # selection, domain and transform, before anything is trained
 
+    @property
+    def fixed(self) -> bool:
+        """Whether mask and z are the same for every seed."""
+        return self.selection not in DRAWN and not self.z_drawn
+
 
 # layer_generator or layer_noise: (layer's weight, settings) -> (seed -> that layer, changed)
 Layers = Callable[[Tensor, Settings], Callable[[int], Tensor]]
@@ -197,16 +202,11 @@ def candidates(base: State, settings: Settings, seed: int, count: int) -> Iterat
     On a GPU they are made a stack at a time, but for settings that `stacks` refuses.
     """
     seeds = [candidate_seed(seed, index) for index in range(count)]
-    if next(iter(base.values())).is_cuda and _stackable(settings):
+    if next(iter(base.values())).is_cuda and settings.fixed:
         made = (layers for stack in stacks(base, settings, seeds) for layers in unstacked(stack))
         yield from zip(seeds, ({**base, **layers} for layers in made), strict=True)
     else:
         yield from zip(seeds, map(model_generator(base, settings), seeds), strict=True)
-
-
-def _stackable(settings: Settings) -> bool:
-    """Return whether mask and z are the same for every seed."""
-    return settings.selection not in DRAWN and not settings.z_drawn
 
 
 def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[State]:
@@ -215,7 +215,7 @@ def stacks(base: State, settings: Settings, seeds: Sequence[int]) -> Iterator[St
     One inverse DCT a layer serves a whole stack. The random numbers are the CPU's, and are drawn by threads while the
     device is busy with the stack before. Raises MgenbError for a mask or a z that is drawn: see `model_generator`.
     """
-    if not _stackable(settings):
+    if not settings.fixed:
         raise MgenbError(f"stacks have one mask and one z: selection {settings.selection!r} or z_drawn is not for them")
     weights = {name: base[name] for name in frequency.weight_names(base)}
     redrawn = {}

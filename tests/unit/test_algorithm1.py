@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mgenb import mge, nets
+from mgenb import data, mge, nets, training
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.measure import population
@@ -429,3 +429,35 @@ def test_a_layer_of_nans_is_never_accepted():
         assert judge(nothing, partial(population.tally, fewest=1)).right == 0
         assert math.isnan(judge(nothing, algorithm1.mean_loss))
         assert judge(base["net.conv2.weight"], population.tally).right == 20
+
+
+@pytest.mark.parametrize("domain", ["coefficients", "weights"])
+def test_gradient_steps_lower_the_loss_and_change_nothing_but_what_was_redrawn(domain):
+    dataset = data.load("mnist", source="samples", seed=0)
+    net, few = training.fresh("lenet", dataset, 0).eval(), dataset.train.take(500, 0)
+    selection = {"coefficients": "energy", "weights": "magnitude"}[domain]
+    settings = mge.Settings(domain=domain, selection=selection, share=0.3, z=0.5)
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    before = mge.generate(base, settings, 3)
+    after = algorithm1.gradient_steps(net, base, settings, 3, few, steps=30, rate=0.05)
+    for name in base:
+        change = after[name] - before[name]
+        if name in frequency.weight_names(base):
+            seen = frequency.to_coefficients(change, "flat") if domain == "coefficients" else change
+            mask = mge.unimportant(base[name], settings, 0)
+            assert seen[~mask].abs().max() < 1e-5 * max(1.0, float(seen.abs().max()))
+            assert seen[mask].abs().max() > 1e-4
+        else:
+            assert change.abs().max() == 0
+    losses = [functional.cross_entropy(population.logits(net, few, state), few.labels) for state in (before, after)]
+    assert losses[1] < losses[0] - 0.01
+    assert same(net.state_dict(), base)
+    with pytest.raises(MgenbError, match="one mask"):
+        algorithm1.gradient_steps(net, base, mge.Settings(selection="random"), 3, few, steps=1)
+
+
+def test_a_reading_says_the_settings_of_the_generator_and_of_the_search():
+    settings, left = algorithm1.of_reading({"selection": "energy", "t": 0.8, "accepted": "whole"}, t=0.9, z=0.1)
+    assert (settings.t, settings.z, left) == (0.9, 0.1, {"accepted": "whole"})
+    settings, left = algorithm1.of_reading({"share": 0.1, "z": 0.0, "eps": 0.0005}, t=0.9, z=0.1)
+    assert (settings.t, settings.share, settings.z, left) == (mge.Settings().t, 0.1, 0.0, {"eps": 0.0005})

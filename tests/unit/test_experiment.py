@@ -98,6 +98,19 @@ def test_rows_say_what_they_rest_on_and_the_record_has_it(out, capsys):
     )
 
 
+def trains_itself(part):
+    return [{"trained_by": "itself"}], {}, {"weights": f"w{part['fresh']}"}
+
+
+def test_a_part_may_train_its_network_itself_and_says_which_weights_it_got(monkeypatch):
+    run = start()
+    monkeypatch.setattr(training, "trained", None)
+    found = run.measure([run.part(fresh=number) for number in range(2)], trains_itself, version=1)
+    assert found.parts["weights"].tolist() == ["w0", "w1"]
+    assert found.parts["nets"].str.endswith(("fresh network 0", "fresh network 1")).all()
+    assert found.parts["test_looks"].tolist() == [0, 0]
+
+
 def test_a_second_look_at_the_test_images_is_refused():
     run = start()
     with pytest.raises(MgenbError, match="looked at the test images 2 times; right is one look"):

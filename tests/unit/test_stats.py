@@ -65,23 +65,15 @@ def test_wilson_covers() -> None:
     assert coverage(lambda rng: stats.proportion(rng.binomial(60, 0.9), 60), 0.9) == pytest.approx(0.95, abs=0.03)
 
 
-@pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.1, 0.05, 200), (0.02, 0.02, 200), (0.3, 0.1, 50)])
-def test_paired_images_cover(only_a: float, only_b: float, n: int) -> None:
+def test_pooled_covers_groups_of_unlike_size_and_spread() -> None:
     def draw(rng: np.random.Generator) -> stats.Estimate:
-        u = rng.random(n)
-        a, b = u < 0.5 + only_a, (u < 0.5) | (u > 1 - only_b)
-        return stats.paired_images(a, b)
+        return stats.pooled([rng.normal(1, 0.1, 12), rng.normal(-3, 2, 5), rng.normal(5, 1, 8)])
 
-    share = coverage(draw, 100 * (only_a - only_b))
-    assert 0.925 <= share <= 0.99
-
-
-def test_paired_images_never_certain() -> None:
-    same = stats.paired_images([True] * 100, [True] * 100)
-    low, high = same.interval()
-    assert same.estimate == 0
-    assert -5 < low < 0 < high < 5
-    assert stats.paired_images([1] * 10, [0] * 10).interval(0.999)[1] <= 100
+    assert coverage(draw, 1) == pytest.approx(0.95, abs=0.03)
+    assert stats.pooled([[1.0, 2, 3], [4.0, 5]]).interval() == stats.NO_INTERVAL
+    assert stats.pooled([[1.0] * 3, [4.0] * 3]).interval() == (2.5, 2.5)
+    with pytest.raises(MgenbError, match="no group"):
+        stats.pooled([])
 
 
 def test_clustered_covers_where_a_plain_mean_does_not() -> None:
@@ -107,7 +99,7 @@ def test_ratio_covers() -> None:
     [
         stats.mean([1.0, 2, 4]),
         stats.proportion(3, 40),
-        stats.paired_images([1, 1, 0, 1, 1], [0, 1, 0, 1, 0]),
+        stats.pooled([[1.0, 2, 4], [0.0, 3, 1]]),
         stats.ratio([1.0, 2, 3], [2.0, 2, 2]),
     ],
 )
@@ -138,7 +130,6 @@ def test_holm_known_example() -> None:
         lambda: stats.paired([1.0], [1.0, 2.0]),
         lambda: stats.proportion(3, 2),
         lambda: stats.proportion(0, 0),
-        lambda: stats.paired_images([0.3, 1], [1, 1]),
         lambda: stats.clustered([1.0, 2.0], ["a"]),
         lambda: stats.ratio([1.0, 0.0, 2.0], [1.0, 1.0, 1.0]),
         lambda: stats.mean([1.0, 2, 3]).interval(95),
@@ -190,19 +181,3 @@ def test_largest_of_one_is_it_and_of_more_is_wider() -> None:
 def test_what_was_not_estimated_may_be_larger() -> None:
     known = [stats.mean([1.0, 2.0, 3.0]), stats.mean([0.5, 2.0, 3.4])]
     assert stats.largest(known, of=3).interval() == (stats.largest(known, of=2).interval()[0], math.inf)
-
-
-def test_the_largest_magnitude_is_covered() -> None:
-    def draw(rng: np.random.Generator) -> stats.Estimate:
-        return stats.largest([stats.mean(rng.normal(t, 2, 5)).magnitude() for t in (-3, 1, 2)], of=3)
-
-    assert coverage(draw, 3) >= 0.95 - 0.02
-
-
-def test_magnitude_forgets_the_sign() -> None:
-    down, around = stats.mean([-4.0, -5.0, -6.0]), stats.mean([-2.0, 0.5, 1.0])
-    low, high = down.interval()
-    assert down.magnitude().interval() == (-high, -low)
-    assert down.magnitude().estimate == 5
-    low, high = around.magnitude().interval()
-    assert (low, high) == (0, max(-around.interval()[0], around.interval()[1]))

@@ -64,6 +64,21 @@ def test_training_lowers_the_loss(small, recipe):
     assert losses[-1] < losses[0]
 
 
+def test_after_each_epoch_the_net_is_that_of_a_training_so_long(small):
+    recipe, seen = training.RECIPES["mge-adam"], {}
+    net = training.fresh("lenet", small, 0)
+
+    def keep(done):
+        seen[done] = {name: value.clone() for name, value in net.state_dict().items()}
+
+    training.fit(net, small.train, recipe, epochs=2, seed=0, after=keep)
+    for epochs in (1, 2):
+        alone = training.fresh("lenet", small, 0)
+        training.fit(alone, small.train, recipe, epochs=epochs, seed=0)
+        assert states_equal(seen[epochs], alone.state_dict())
+    assert list(seen) == [1, 2]
+
+
 @pytest.fixture
 def epochs_until_stopped(monkeypatch):
     """Make `fit` stop once, before its epoch of this number; return the numbers of the epochs that were run."""
