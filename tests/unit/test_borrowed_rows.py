@@ -66,7 +66,7 @@ def test_rows_of_another_run_are_refused_in_one_sentence(start, owned, monkeypat
 
 def test_without_rows_the_owner_is_named(start, monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "project_root", lambda: tmp_path)
-    with pytest.raises(MgenbError, match=r"draws the rows of 06_accuracy_table, and there are none in .*`mgenb run 06`"):
+    with pytest.raises(MgenbError, match=r"the rows of 06_accuracy_table, and there are none in .*`mgenb run 06`"):
         start(READER).borrow()
 
 
