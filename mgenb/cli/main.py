@@ -113,7 +113,7 @@ def run(
 
 
 def _chosen(numbers: Sequence[str] | None) -> list[catalog.Notebook]:
-    return [catalog.find(number) for number in numbers] if numbers else list(catalog.notebooks())
+    return catalog.in_turn(map(catalog.find, numbers) if numbers else catalog.notebooks())
 
 
 @app.command()
@@ -174,7 +174,7 @@ def analyse(numbers: Numbers = None, profile: Profile = "quick") -> None:
 
     folder = catalog.project_root() / "figures" / choose("profile", profile, catalog.PROFILES)
     for notebook in _chosen(numbers):
-        if numbers or (folder / f"{notebook.stem}.csv").exists():
+        if numbers or (folder / f"{notebook.measured_in}.csv").exists():
             _show_changes(notebook.stem, execute.refresh(notebook, profile, measure=False))
     _publish_verdicts()
 

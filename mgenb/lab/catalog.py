@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -22,13 +22,22 @@ LONGEST_NAME = 60  # of a set of parameters, in the name of a folder
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook: file stem, title, what it reproduces, a cost per profile, and defaults per profile."""
+    """One notebook: file stem, title, what it reproduces, a cost per profile, and defaults per profile.
+
+    rows_of: the stem of the notebook whose rows it draws where it measures nothing itself; their settings are the same.
+    """
 
     stem: str
     title: str
     reproduces: str
     cost: dict[str, str]
     profiles: dict[str, dict[str, Any]]
+    rows_of: str = ""
+
+    @property
+    def measured_in(self) -> str:
+        """The stem of the notebook that measures its rows."""
+        return self.rows_of or self.stem
 
     def defaults(self, profile: str) -> dict[str, Any]:
         """Return the defaults of a profile; MgenbError names the known profiles."""
@@ -39,10 +48,17 @@ class Notebook:
 def notebooks() -> tuple[Notebook, ...]:
     """Return every notebook of the catalogue in order."""
     table = tomllib.loads(files("mgenb.lab").joinpath("notebooks.toml").read_text(encoding="utf-8"))
-    return tuple(
-        Notebook(stem, entry["title"], entry["reproduces"], entry["cost"], {p: entry[p] for p in PROFILES})
-        for stem, entry in table.items()
-    )
+    listed = []
+    for stem, entry in table.items():
+        source = entry.get("rows_of", "")
+        profiles = {name: table[source or stem][name] for name in PROFILES}
+        listed.append(Notebook(stem, entry["title"], entry["reproduces"], entry["cost"], profiles, source))
+    return tuple(listed)
+
+
+def in_turn(chosen: Iterable[Notebook]) -> list[Notebook]:
+    """Return the notebooks in the order in which they can run: those that draw another's rows come last."""
+    return sorted(chosen, key=lambda notebook: bool(notebook.rows_of))
 
 
 def find(wanted: str) -> Notebook:
@@ -84,7 +100,8 @@ def output_dir(profile: str, given: Mapping[str, object] | None = None) -> Path:
 
 
 def version(stem: str) -> int:
-    """Return the VERSION of a notebook's experiment: of its cell tagged `experiment`; 1 where it has none."""
+    """Return the VERSION of the experiment on whose rows a notebook stands: of the cell tagged so; 1 where none is."""
+    stem = next((notebook.measured_in for notebook in notebooks() if notebook.stem == stem), stem)
     path = project_root() / "notebooks" / f"{stem}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     for cell in cells:

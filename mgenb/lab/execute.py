@@ -122,8 +122,10 @@ def execute_all(jobs: Sequence[Job], processes: str | None, scheduler: str | Non
     outside = count if len(jobs) > 1 else 0
     own = {executor.JOBS: str(count - outside or ""), executor.SCHEDULER: address}
     with executor.workers(str(outside or ""), "") as pool:
-        for _, outcome in executor.each(execute, [replace(job, environment=own) for job in jobs], pool, "notebook"):
-            yield outcome
+        for borrow in (False, True):  # who draws the rows of others waits for them
+            now = [replace(job, environment=own) for job in jobs if bool(job.notebook.rows_of) == borrow]
+            for _, outcome in executor.each(execute, now, pool, "notebook"):
+                yield outcome
 
 
 def execute(job: Job) -> Outcome:
@@ -240,7 +242,7 @@ def refresh(notebook: catalog.Notebook, profile: str, *, measure: bool = True) -
 
     stem, path, quick = notebook.stem, path_of(notebook), profile == "quick"
     figures = catalog.project_root() / "figures" / profile
-    if not measure and not (figures / f"{stem}.csv").is_file():
+    if not measure and not (figures / f"{notebook.measured_in}.csv").is_file():
         raise MgenbError(f"{stem} has no rows in {figures}; make them with `mgenb refresh --profile {profile}`")
     stage.tidy(catalog.refreshing())
     folder = catalog.refreshing() / f"{profile}-{stem}"

@@ -27,7 +27,7 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Look, Place, compared, judge, measured_on
 from mgenb.lab.parameters import Network
-from mgenb.lab.record import SCHEMA, Record
+from mgenb.lab.record import SCHEMA, Record, read
 from mgenb.measure import population
 
 
@@ -111,13 +111,38 @@ class Run:
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
-        measured = experiment.measure(parts, function, name, self._of_run, self.out)
+        measured = self._taken(experiment.measure(parts, function, name, self._of_run, self.out))
+        for _, of_dataset in measured.parts.groupby("dataset", sort=False):
+            if looks := int(of_dataset["test_looks"].sum()):
+                used = {"dataset": of_dataset["described"].iloc[0]["name"], "looks": looks}
+                self.notes["test_uses"].append(used)
+        return measured
+
+    def borrow(self) -> rows.Rows:
+        """Return the rows of the notebook whose rows this one draws: of a run into its folder, else the committed ones.
+
+        Raises MgenbError where there are none, or they were measured with other settings than this run's.
+        """
+        stem, committed = self.notebook.rows_of, catalog.project_root() / "figures" / self.profile
+        analysed = os.environ.get(catalog.ANALYSE)
+        places = [Path(analysed)] if analysed else [self.out, self.out.parent, committed]  # it may run in a stage
+        folder = next((place for place in places if (place / f"{stem}.json").exists()), places[-1])
+        how, where = f"measure with `mgenb run {stem[:2]}` and the same parameters first", f"in {folder}"
+        if not (folder / f"{stem}.csv").exists():
+            raise MgenbError(f"{self.notebook.stem} draws the rows of {stem}, and there are none {where}: {how}")
+        made, self.version = read(folder / f"{stem}.json"), catalog.version(stem)
+        ours = {**self.chosen.settings, "seed": self.seed, "VERSION": self.version}
+        ours["networks"] = [asdict(network) for network in self.networks]
+        theirs = {**made.settings, "seed": made.seed, "VERSION": made.version, "networks": made.networks}
+        if odd := [name for name in ours if ours[name] != theirs.get(name)]:
+            raise MgenbError(f"the rows of {stem} {where} were measured with other {', '.join(odd)}: {how}")
+        return self._taken(rows.read(folder / f"{stem}.csv"))
+
+    def _taken(self, measured: rows.Rows) -> rows.Rows:
         self.machine = measured.parts[["device", "cores"]].iloc[0].to_dict()
         for dataset, of_dataset in measured.parts.groupby("dataset", sort=False):
             self._described[dataset] = about = of_dataset["described"].iloc[0]
             self._show_data(about)
-            if looks := int(of_dataset["test_looks"].sum()):
-                self.notes["test_uses"].append({"dataset": about["name"], "looks": looks})
         if measured.unfinished:
             print(f"unfinished, {measured.unfinished}")
         self.findings.unfinished = measured.unfinished
@@ -126,7 +151,7 @@ class Run:
     def best_rows(self, own: rows.Rows) -> rows.Rows:
         """Return the committed rows of the highest profile above this run's; `own` where there are none."""
         for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
-            path = catalog.project_root() / "figures" / profile / f"{self.notebook.stem}.csv"
+            path = catalog.project_root() / "figures" / profile / f"{self.notebook.measured_in}.csv"
             if path.exists() and (best := rows.read(path)).experiment.version == self.version:
                 return best
         return own

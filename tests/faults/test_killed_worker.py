@@ -18,7 +18,7 @@ from mgenb.lab import catalog, execute, rows
 
 EXPERIMENT = rows.Experiment("02_zero_filling", 1, 0)
 PARTS = [{"base": base} for base in range(5)]
-STEMS = ["03_importance_mask", "04_weight_distribution", "05_generated_vs_trained"]
+STEMS = ["03_importance_mask", "04_weight_distribution", "06_accuracy_table"]
 
 
 def deadly(flag, once):
