@@ -145,27 +145,6 @@ def _scale(claim: claims.Claim, measured: Iterable[Measured], bases: Mapping[Pla
     return replace(max(scales, key=lambda scale: VARIANTS.index(scale.variant)), **names)
 
 
-def points_lost(look: Look, method: str) -> np.ndarray:
-    """Return the points of accuracy that `method` lost against the base, float64, one number a base network.
-
-    `look` maps (label, base index, draw) to which images are right, and holds ("base", index, 0) for every
-    base; the draws of one base are averaged, since they are not independent.
-    """
-    hits = {key: 100 * right.double().mean().item() for key, right in look.items()}
-    lost = []
-    for index in sorted({base for _, base, _ in look}):
-        draws = [hit for (label, base, _), hit in hits.items() if (label, base) == (method, index)]
-        lost.append(hits["base", index, 0] - np.mean(draws))
-    return np.array(lost)
-
-
-def compared(look: Look, better: str, worse: str) -> tuple[stats.Estimate, float]:
-    """Return how many points more `worse` loses than `better` (see `points_lost`), and the higher accuracy."""
-    rights = {name: [right for (label, *_), right in look.items() if label == name] for name in (better, worse)}
-    left = max(float(np.mean([right.double().mean() for right in looked])) for looked in rights.values())
-    return stats.paired(points_lost(look, worse), points_lost(look, better)), left
-
-
 def novelty(look: Look, method: str) -> float:
     """Return how much models differ from their base, in units of how much two base networks differ.
 

@@ -25,7 +25,7 @@ from mgenb import claims, data, stats, store, training
 from mgenb.claims import printed
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
-from mgenb.lab.evidence import Bases, Evidence, Look, Place, compared, judge, measured_on
+from mgenb.lab.evidence import Bases, Evidence, Place, judge, measured_on
 from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record, read
 from mgenb.measure import population
@@ -267,23 +267,6 @@ class Run:
         places = tuple(network.place for network in networks) or tuple(self.made)[:1]
         floor = {"left": left, "novelty": 1.0 if novelty is None else novelty}
         self.findings.measured[claim_id, name] = measured_on(self.made, places, estimate, **floor)
-
-    def compare(
-        self,
-        claim_id: str,
-        look: Look,
-        better: str,
-        worse: str,
-        reading: str | None = None,
-        *,
-        network: Network | None = None,
-    ) -> None:
-        """Store as evidence how many points more `worse` loses than `better` (see `points_lost`).
-
-        Where both are at chance the reading proves nothing: nothing is left to compare.
-        """
-        estimate, left = compared(look, better, worse)
-        self.evidence(claim_id, estimate, reading, networks=[network] if network else (), left=left)
 
     def not_tested(self, claim_id: str, reason: str) -> None:
         """Store why this notebook does not test a claim."""

@@ -84,8 +84,8 @@ def test_side_by_side_a_reader_waits_for_its_owner(monkeypatch, tmp_path, proces
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     sources = {OWNER: "import time; time.sleep(3); open('done', 'w').close()", READER: "open('done').close()"}
     for stem, source in sources.items():
-        nb = {"cells": [{**cell, "id": "a", "source": source}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-        nb["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nb = {"cells": [{**cell, "id": "a", "source": source}], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
         (tmp_path / "notebooks" / f"{stem}.ipynb").write_text(json.dumps(nb))
     jobs = [job for stem in (READER, OWNER) for job in execute.plan(stem, "quick", [], tmp_path / "out")]
     outcomes = list(execute.execute_all(jobs, processes, None))

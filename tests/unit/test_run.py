@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -80,7 +79,8 @@ def toy(**own):
             }
             models[band, index, 0] = net, {**net.state_dict(), **change}
     look = run.final_test(dataset, models)
-    lost = {band: lab.points_lost(look, band) for band in ("low", "high")}
+    right = {key: 100 * hits.double().mean().item() for key, hits in look.items()}
+    lost = {band: [right["base", i, 0] - right[band, i, 0] for i in range(len(nets))] for band in ("low", "high")}
     run.table("lost", pd.DataFrame(lost))
     run.mechanism("layers", len(frequency.weight_names(nets[0].state_dict())))
     both(run, LOW, stats.paired(lost["high"], lost["low"]))
@@ -303,17 +303,6 @@ def test_a_record_can_be_written_with_too_few_networks_for_an_interval(out, caps
     assert [reading["low"] for reading in row["readings"]] == [None, None]
 
 
-def test_points_lost_is_counted_against_each_base_and_averages_its_draws():
-    def hits(k):
-        return torch.arange(10) < k
-
-    look = {("base", 0, 0): hits(9), ("base", 1, 0): hits(8), ("low", 0, 0): hits(5), ("low", 0, 1): hits(7)}
-    look |= {("low", 1, 0): hits(8), ("low", 1, 1): hits(9), ("mid", 0, 0): hits(0), ("mid", 1, 0): hits(0)}
-    assert np.allclose(lab.points_lost(look, "low"), [30, -5])
-    assert np.allclose(lab.points_lost(look, "mid"), [90, 80])
-    assert np.allclose(lab.points_lost(look, "base"), [0, 0])
-
-
 def test_another_measure_sees_the_test_images_and_is_counted(out):
     run = start(**TINY)
     dataset = run.load()
@@ -368,20 +357,14 @@ def test_generating_candidates_needs_no_look_at_the_test_split(capsys):
     assert dataset.test.uses == []
 
 
-def look_of(base: int, method: int) -> dict[tuple[str, int, int], torch.Tensor]:
-    """Three base networks on 100 images: so many are right, before and after."""
-    rights = {("base", i, 0): torch.arange(100) < base for i in range(3)}
-    return rights | {(name, i, 0): torch.arange(100) < method + i for i in range(3) for name in ("a", "b")}
-
-
-@pytest.mark.parametrize(("left", "verdict"), [(10, "not tested"), (60, "contradicted")])
+@pytest.mark.parametrize(("left", "verdict"), [(0.11, "not tested"), (0.6, "contradicted")])
 def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
     run = start(**TINY)
     dataset = run.load()
     net = run.bases(dataset)[0]
     run.final_test(dataset, {"base": (net, lambda: net.state_dict())})  # what makes a state will do for one
     for reading in CORE:
-        run.compare(LOW, look_of(95, left), "a", "b", reading)
+        run.evidence(LOW, stats.mean([0.1, 0.2, 0.3]), reading, left=left)
     run.verdicts()
     assert f"{LOW}: {verdict} {BY_HAND}" in capsys.readouterr().out.splitlines()
 
@@ -401,7 +384,7 @@ def judging():
 
 def test_a_reading_at_chance_is_left_out(judging):
     run = judging()
-    run.compare(LOW, look_of(95, 10), "a", "b", "index")
+    run.evidence(LOW, stats.mean([0.1, 0.2, 0.3]), "index", left=0.11)
     assert run.verdict(LOW).reason == "both at chance: at most 11.0 % are right"
     run.evidence(LOW, stats.mean([20.0, 21.0, 22.0]), "size")
     verdict = run.verdict(LOW)
@@ -484,7 +467,7 @@ def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why
 
 STORED = {  # what a notebook may say about two claims, in any order
     "one reading": lambda run: run.evidence(LOW, stats.mean([20.0, 21.0, 22.0]), "size"),
-    "another": lambda run: run.compare(LOW, look_of(95, 10), "a", "b", "index"),
+    "another": lambda run: run.evidence(LOW, stats.mean([0.1, 0.2, 0.3]), "index", left=0.11),
     "evidence": lambda run: both(run, MID, stats.mean([20.0, 21.0, 22.0])),
     "not tested": lambda run: run.not_tested(MID, "for a reason"),
 }
@@ -534,7 +517,7 @@ def test_a_table_of_untested_cells_shares_one_line_and_one_row(several, capsys):
     capsys.readouterr()
     run.paper_says()
     lines = capsys.readouterr().out.splitlines()
-    assert sum("mge.table2." in line for line in lines) == 2 + 2  # two grids, two controls
+    assert sum("mge.table2." in line for line in lines) == 2 + 3  # two grids, three controls
     run.bases(run.load(run.networks[0]), run.networks[0])
     run.verdicts()
     assert "mge.table2.* (32 claims)" in run.claims_table().index
