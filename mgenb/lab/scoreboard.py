@@ -105,7 +105,7 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
     return [
         f"Of {len(central)} central claims of {PAPERS[paper]}, {number[claims.REPRODUCED]} reproduced,"
         f" {number[claims.CONTRADICTED]} contradicted, {number[claims.DEPENDS]} dependent on the reading,"
-        f" {sum(left.values())} open.",
+        f" {sum(left.values())} undecided.",
         f"Reproduced: {listed[claims.REPRODUCED]}.",
         f"Contradicted: {listed[claims.CONTRADICTED]}.",
         f"Dependent on how the paper is read: {depends or 'none'}.",

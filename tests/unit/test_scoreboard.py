@@ -134,7 +134,7 @@ def test_checks_and_details_enter_no_sentence(full):
 def test_without_records_nothing_is_reproduced():
     first, *verdicts, last = scoreboard.sentences(scoreboard.table([]), "mega")
     count = sum(claim.role == "central" for claim in claims.load("mega"))
-    assert f"0 reproduced, 0 contradicted, 0 dependent on the reading, {count} open" in first
+    assert f"0 reproduced, 0 contradicted, 0 dependent on the reading, {count} undecided" in first
     assert [sentence.split(": ")[1] for sentence in verdicts] == ["none."] * 3
     assert last.startswith(f"Open ({count} not tested); measured but inconclusive: none; not tested: ")
 
