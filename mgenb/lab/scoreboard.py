@@ -109,7 +109,7 @@ def sentences(frame: pd.DataFrame, paper: str) -> list[str]:
         f"Reproduced: {listed[claims.REPRODUCED]}.",
         f"Contradicted: {listed[claims.CONTRADICTED]}.",
         f"Dependent on how the paper is read: {depends or 'none'}.",
-        f"Open ({', '.join(f'{count} {verdict}' for verdict, count in left.items() if count) or 'none'});"
+        f"Undecided ({', '.join(f'{count} {verdict}' for verdict, count in left.items() if count) or 'none'});"
         f" measured but inconclusive: {listed[INCONCLUSIVE]}; not tested: {listed[NOT_TESTED]}.",
     ]
 

@@ -136,7 +136,7 @@ def test_without_records_nothing_is_reproduced():
     count = sum(claim.role == "central" for claim in claims.load("mega"))
     assert f"0 reproduced, 0 contradicted, 0 dependent on the reading, {count} undecided" in first
     assert [sentence.split(": ")[1] for sentence in verdicts] == ["none."] * 3
-    assert last.startswith(f"Open ({count} not tested); measured but inconclusive: none; not tested: ")
+    assert last.startswith(f"Undecided ({count} not tested); measured but inconclusive: none; not tested: ")
 
 
 # ---------------------------------------------------------------- README.md and VERDICTS.md
