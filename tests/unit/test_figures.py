@@ -19,7 +19,8 @@ from mgenb.lab import figures
 
 # What one plot may show together.
 TOGETHER = {
-    "bands": ["low", "mid", "high"],
+    "bands": ["low", "mid", "high", "random", "smallest_zeroed"],
+    "bands and noise": ["low", "mid", "high", "random", "noise_of_norm"],
     "selections": ["energy", "high_index", "fig7", "random", "magnitude", "largest", "base"],
     "models": ["trained", "generated", "noise", "average", "line_search", "ensemble", "parent", "mega"],
     "verdicts": ["reproduced", "contradicted", "inconclusive", "not tested"],
