@@ -176,16 +176,23 @@ def surge(values: ArrayLike) -> float:
     given the sum of it and its four neighbours is binomial with 1/5; the smallest tail is multiplied by the
     number of bins tested (Bonferroni), so the p-value is conservative. Raises MgenbError below 50 values.
     """
+    return surging_bin(values)[0]
+
+
+def surging_bin(values: ArrayLike) -> tuple[float, float, float]:
+    """Return the p-value of `surge`, and the centre and the width of the bin that stands out most."""
     x = _numbers("values", values)
     if x.size < 50:
         raise MgenbError(f"a surge needs at least 50 values, not {x.size}")
     low, high = np.quantile(x, [0.005, 0.995])
     if low == high:
-        return 0.0
+        return 0.0, float(low), 0.0
     counts = np.histogram(x, bins=100, range=(low, high))[0]
     five = np.convolve(counts, np.ones(5, dtype=np.int64), "valid")
     tails = scipy.stats.binom.sf(counts[2:-2] - 1, five, 1 / 5)
-    return float(min(1.0, tails.min() * len(five)))
+    width = (high - low) / 100
+    centre = low + (int(tails.argmin()) + 2.5) * width
+    return float(min(1.0, tails.min() * len(five))), float(centre), float(width)
 
 
 def ks_distance(a: ArrayLike, b: ArrayLike) -> float:

@@ -149,6 +149,13 @@ def test_surge_holds_its_level_and_finds_a_repeated_value() -> None:
     assert np.mean([stats.surge(values) < 0.05 for values in spiked]) > 0.9
 
 
+def test_surging_bin_says_where() -> None:
+    values = np.r_[np.random.default_rng(5).standard_normal(2280), np.full(120, 0.3)]
+    p, centre, width = stats.surging_bin(values)
+    assert p == stats.surge(values) < 0.05
+    assert centre - width / 2 <= 0.3 <= centre + width / 2
+
+
 def test_surge_refuses_too_few_values() -> None:
     with pytest.raises(MgenbError, match="at least 50 values"):
         stats.surge(np.arange(10.0))
