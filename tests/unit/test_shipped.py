@@ -23,7 +23,7 @@ def file_of(entry):
 
 
 def wanted():
-    """Return how many copies of each kind of network a quick profile asks for at most, where it does not train its own."""
+    """Return how many copies of each kind of network a quick profile asks for at most, unless it trains its own."""
     most = Counter()
     for notebook in catalog.notebooks():
         chosen = parameters.check(notebook, "quick", {})
