@@ -158,7 +158,7 @@ def refresh(
         print("\n".join(file.name for file in shipping.refresh()))
         return
     choose("profile", profile, catalog.PROFILES)
-    for notebook in sorted(_chosen(numbers), key=lambda notebook: notebook.stem in catalog.READ_RECORDS):
+    for notebook in _chosen(numbers):
         _show_changes(notebook.stem, execute.refresh(notebook, profile))
     _publish_verdicts()
 

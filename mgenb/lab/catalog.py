@@ -57,8 +57,8 @@ def notebooks() -> tuple[Notebook, ...]:
 
 
 def in_turn(chosen: Iterable[Notebook]) -> list[Notebook]:
-    """Return the notebooks in the order in which they can run: those that draw another's rows come last."""
-    return sorted(chosen, key=lambda notebook: bool(notebook.rows_of))
+    """Return the notebooks in turn: after the others those that draw rows of one, and last those that show records."""
+    return sorted(chosen, key=lambda notebook: (notebook.stem in READ_RECORDS, bool(notebook.rows_of)))
 
 
 def find(wanted: str) -> Notebook:

@@ -112,10 +112,9 @@ class Run:
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
         measured = self._taken(experiment.measure(parts, function, name, self._of_run, self.out))
-        for _, of_dataset in measured.parts.groupby("dataset", sort=False):
-            if looks := int(of_dataset["test_looks"].sum()):
-                used = {"dataset": of_dataset["described"].iloc[0]["name"], "looks": looks}
-                self.notes["test_uses"].append(used)
+        for dataset, looks in measured.parts.groupby("dataset", sort=False)["test_looks"].sum().items():
+            if looks:
+                self.notes["test_uses"].append({"dataset": self._described[dataset]["name"], "looks": int(looks)})
         return measured
 
     def borrow(self) -> rows.Rows:

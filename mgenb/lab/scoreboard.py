@@ -128,10 +128,8 @@ def markdown(frame: pd.DataFrame, role: str = "central") -> str:
     lines = ["| verdict | claim | paper | holds if | ours | core readings | scale | in |", f"|{'---|' * 8}"]
     shown = frame[(frame["role"] == role) & (frame["verdict"].isin(JUDGED) | (role == "central"))]
     for row in shown.sort_values("notebook", kind="stable").to_dict("records"):
-        claim, scale = (
-            f"{row['statement']} ({row['where']})",
-            f"`{row['scale']}` {row['networks']}" if row["scale"] else "",
-        )
+        claim = f"{row['statement']} ({row['where']})"
+        scale = f"`{row['scale']}` {row['networks']}" if row["scale"] else ""
         ours = (row["holds if"], row["measured"] or row["why"], row["readings"], scale)
         cells = (f"**{row['verdict']}**", claim, row["paper value"], *ours)
         lines.append(f"| {' | '.join((*cells, _link(row['notebook'])))} |")

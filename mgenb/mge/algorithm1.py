@@ -149,11 +149,11 @@ def gradient_steps(
         raise MgenbError(f"gradient steps need one mask: selection {settings.selection!r} or z_drawn is not for them")
     trained = deepcopy(net).eval()
     trained.load_state_dict(generate(base, settings, seed))
-    for name, weight in trained.named_parameters():
-        weight.requires_grad_(name in frequency.weight_names(base))
-        if weight.requires_grad:
-            weight.register_hook(partial(_on_the_redrawn, unimportant(base[name], settings, seed), settings))
-    optimiser = torch.optim.SGD([weight for weight in trained.parameters() if weight.requires_grad], rate, momentum=0.9)
+    trained.requires_grad_(False)
+    weights = {name: trained.get_parameter(name).requires_grad_() for name in frequency.weight_names(base)}
+    for name, weight in weights.items():
+        weight.register_hook(partial(_on_the_redrawn, unimportant(base[name], settings, seed), settings))
+    optimiser = torch.optim.SGD(weights.values(), rate, momentum=0.9)
     generator = torch_generator(seed, "gradient steps")
     for _ in range(steps):
         index = torch.randint(len(train), (64,), generator=generator).to(train.images.device)
