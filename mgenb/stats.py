@@ -42,8 +42,12 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return 'estimate [low, high]' at 95 %, rounded to a tenth."""
+        return self.text()
+
+    def text(self, digits: int = 1, least: float = -math.inf) -> str:
+        """Return 'estimate [low, high]' at 95 %, with so many digits; the interval is cut at the `least` possible."""
         low, high = self.interval()
-        return f"{self.estimate:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{self.estimate:.{digits}f} [{max(low, least):.{digits}f}, {high:.{digits}f}]"
 
     def times(self, factor: float) -> "Estimate":
         """Return the estimate in another unit of measurement, e.g. times(100) for percent; factor > 0."""

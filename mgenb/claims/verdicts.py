@@ -10,6 +10,9 @@ unfinished     not all that was planned has been measured: no verdict yet
 That all core readings agree is an intersection-union test: a claim's p is the largest of theirs, and Holm's correction
 runs over the claims of the family. Whether readings differ is tested by Holm over the readings of the claim, at the
 family's level divided by the number of its claims.
+
+A reading is silent where its models are copies of their base (vacuous), or where it makes none (infeasible: it cannot
+be what a paper that has models did). The other core readings decide, if they are at least half of all.
 """
 
 import math
@@ -27,14 +30,15 @@ SMALLEST_P = 1e-12
 PROFILES = ("paper", "cpu", "quick")  # best evidence first
 REPRODUCED, CONTRADICTED, DEPENDS, INCONCLUSIVE = "reproduced", "contradicted", "depends", "inconclusive"
 PASSES, FAILS = "passes", "fails"
-NOT_TESTED, UNFINISHED, VACUOUS = "not tested", "unfinished", "vacuous"
+NOT_TESTED, UNFINISHED = "not tested", "unfinished"
+SILENT = VACUOUS, INFEASIBLE = "vacuous", "infeasible"
 JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the others are no evidence
 NOVELTY_FLOOR = 0.1  # of the disagreement of two trained networks, below which a generated one is its base's copy
 POINTS = ("percent points", "percent points of those images", "percent points of attack success")
 RANGES = dict.fromkeys(POINTS, (-100.0, 100.0)) | dict.fromkeys(("% accuracy", "% of the examples"), (0.0, 100.0))
 WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
-Evidence = Mapping[str, Mapping[str, Estimate]]  # claim id -> name of a reading -> what was measured
+Evidence = Mapping[str, Mapping[str, Estimate | None]]  # claim id -> reading -> what was measured; None: infeasible
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Scale:
 class ReadingVerdict:
     """What one reading says: its estimate, and the interval at the level at which it was decided, in the claim's unit.
 
-    `verdict` is reproduced, contradicted, inconclusive or vacuous; `p` the smallest level that decides it.
+    `verdict` is reproduced, contradicted, inconclusive or vacuous; `p` the smallest level that decides it. What is
+    infeasible has no estimate, and is named in the verdict's reason alone.
     """
 
     name: str
@@ -197,7 +202,9 @@ class _Tested:
     says: str  # what it says at level 1 - p; inconclusive where no level decides
 
     @classmethod
-    def of(cls, claim: Claim, reading: Reading, estimate: Estimate, *, vacuous: bool) -> "_Tested":
+    def of(cls, claim: Claim, reading: Reading, estimate: Estimate | None, *, vacuous: bool) -> "_Tested":
+        if estimate is None:
+            return cls(reading, Estimate(math.nan, 0, "", "none", lambda level: NO_INTERVAL), 1.0, INFEASIBLE)
         p = 1.0 if vacuous else p_value(claim, estimate)
         says = VACUOUS if vacuous else decide(claim, estimate.interval(1 - p)) if p < 1 else INCONCLUSIVE
         return cls(reading, estimate, p, says)
@@ -213,7 +220,8 @@ def judge(
 ) -> list[Verdict]:
     """Return a verdict for each claim (of one notebook) with evidence or a reason against it, in the order given.
 
-    `evidence` holds, by claim and reading, estimates in the claim's unit. `scales` says what was run. `blocked` maps
+    `evidence` holds, by claim and reading, estimates in the unit of the claim; None where a reading gave no models.
+    `scales` says what was run. `blocked` maps
     ids to the reason why they cannot be tested (a base model below its accuracy floor). `vacuous` names claims and
     readings whose models hardly differ from their base: they say nothing. `unfinished` says, as "7 of 12 parts", how
     much of the plan has been measured where that is not all: then what could be tested is *unfinished*.
@@ -258,13 +266,17 @@ def _family(
 
 
 def _agreed(claim: Claim, readings: Sequence[_Tested]) -> tuple[str, float]:
-    """Return what all core readings say, and the largest of their p; inconclusive and 1 where they do not agree."""
+    """Return what all core readings that are not silent say, and the largest of their p.
+
+    Inconclusive and 1 where they do not agree, one has no evidence, or more than half of all core readings are silent.
+    """
     core = [tested for tested in readings if tested.reading.core]
-    words = {tested.says for tested in core}
-    complete = len(core) == sum(reading.core for reading in claim.readings)
-    if not complete or len(words) != 1 or not words <= {REPRODUCED, CONTRADICTED}:
+    speaking = [tested for tested in core if tested.says not in SILENT]
+    words = {tested.says for tested in speaking}
+    enough = len(core) == sum(reading.core for reading in claim.readings) <= 2 * len(speaking)
+    if not enough or len(words) != 1 or not words <= {REPRODUCED, CONTRADICTED}:
         return INCONCLUSIVE, 1.0
-    return words.pop(), max(tested.p for tested in core)
+    return words.pop(), max(tested.p for tested in speaking)
 
 
 def _levels(p: Sequence[float], alpha: float) -> list[float]:
@@ -291,6 +303,7 @@ def _verdict(
         notes += _how_open(claim, tested, alone, alpha)
     elif word == CONTRADICTED and claim.kind == "comparison":
         notes.append(_how_far(claim, tested))
+    notes += _silent(tested)
     if not at_paper_scale(claim, scale):
         notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
     if claim.control:
@@ -303,8 +316,8 @@ def _verdict(
 
 
 def _alone(claim: Claim, tested: Sequence[_Tested], alpha: float) -> list[ReadingVerdict]:
-    """Return what each reading says, corrected for their number at the level `alpha`."""
-    verdicts = []
+    """Return what each reading that has an estimate says, corrected for their number at the level `alpha`."""
+    tested, verdicts = [reading for reading in tested if reading.says != INFEASIBLE], []
     for reading, level in zip(tested, _levels([reading.p for reading in tested], alpha), strict=True):
         word = reading.says if reading.says == VACUOUS or reading.p <= level else INCONCLUSIVE
         measured = (reading.estimate.estimate, *_ends(claim, reading.estimate, level), reading.estimate.n, reading.p)
@@ -320,8 +333,9 @@ def _ends(claim: Claim, estimate: Estimate, alpha: float) -> tuple[float | None,
 
 
 def _speaks_least(tested: Sequence[_Tested]) -> _Tested:
-    """Return the core reading with the largest p, else the first reading."""
+    """Return the core reading with the largest p, of those that are not silent if there are any, else the first."""
     core = [reading for reading in tested if reading.reading.core] or list(tested)
+    core = [reading for reading in core if reading.says not in SILENT] or core
     return max(core, key=lambda reading: reading.p)
 
 
@@ -342,24 +356,33 @@ def _listed(levels: Iterable[str]) -> str:
     return ", ".join(sorted(levels)).replace("_", " ")
 
 
+def _silent(tested: Sequence[_Tested]) -> Iterable[str]:
+    """Say which core readings do not speak, and why."""
+    for word, why in {VACUOUS: "copies of their base", INFEASIBLE: "no models"}.items():
+        if names := [f"*{r.reading.name}*" for r in tested if r.reading.core and r.says == word]:
+            yield f"{why} under {'; '.join(names)}"
+
+
 def _how_open(claim: Claim, tested: Sequence[_Tested], alone: Sequence[ReadingVerdict], alpha: float) -> Iterable[str]:
     core = [reading for reading in alone if reading.core]
     registered = sum(reading.core for reading in claim.readings)
     counted = {word: sum(r.verdict == word for r in core) for word in (REPRODUCED, CONTRADICTED, VACUOUS)}
+    counted[INFEASIBLE] = sum(r.reading.core and r.says == INFEASIBLE for r in tested)
     if registered > 1 or counted[VACUOUS]:
         how_many = [f"{counted[REPRODUCED]} of {registered} core readings reproduced"]
         how_many += [f"{counted[CONTRADICTED]} contradicted"]
-        how_many += [f"{counted[VACUOUS]} vacuous"] if counted[VACUOUS] else []
-        how_many += [f"{registered - len(core)} without evidence"] if len(core) < registered else []
+        counted["without evidence"] = registered - len(core) - counted[INFEASIBLE]
+        how_many += [f"{counted[word]} {word}" for word in (*SILENT, "without evidence") if counted[word]]
         yield ", ".join(how_many)
-    undecided = [r.estimate for r in tested if r.reading.core and r.p > alpha and r.says != VACUOUS]
+    undecided = [r.estimate for r in tested if r.reading.core and r.p > alpha and r.says not in SILENT]
     if undecided:
         yield what_decides(supported(claim), undecided, alpha, claim.unit)
 
 
 def _how_far(claim: Claim, tested: Sequence[_Tested]) -> str:
     """Say of a comparison that is contradicted whether a smaller advantage, or a disadvantage, is there."""
-    ends = [reading.estimate.interval(1 - ALPHA) for reading in tested if reading.reading.core]
+    core = [reading for reading in tested if reading.reading.core and reading.says not in SILENT]
+    ends = [reading.estimate.interval(1 - ALPHA) for reading in core]
     if all(low > 0 for low, _ in ends):
         return f"there is an advantage, but of less than {claim.margin:g} {claim.unit}"
     return "a disadvantage" if all(high < 0 for _, high in ends) else "no relevant advantage"

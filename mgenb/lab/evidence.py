@@ -48,10 +48,10 @@ class Bases:
 class Measured:
     """What was measured for a claim under one reading, on the networks at `places` (none: the first ones).
 
-    blocked: why it proves nothing all the same; "" where it does. vacuous: the models are nearly copies of their base.
+    estimate: None where the reading gave no models (infeasible). blocked: why it proves nothing all the same; "" where it does. vacuous: the models are nearly copies of their base.
     """
 
-    estimate: stats.Estimate
+    estimate: stats.Estimate | None
     places: tuple[Place, ...] = ()
     blocked: str = ""
     vacuous: bool = False
@@ -102,7 +102,11 @@ def _at_chance(bases: Sequence[Bases], left: float) -> str:
 
 
 def measured_on(
-    bases: Mapping[Place, Bases], places: tuple[Place, ...], estimate: stats.Estimate, left: float, novelty: float
+    bases: Mapping[Place, Bases],
+    places: tuple[Place, ...],
+    estimate: stats.Estimate | None,
+    left: float,
+    novelty: float,
 ) -> Measured:
     """Return what was measured on the networks at `places`.
 
@@ -129,6 +133,8 @@ def _blocked(
         return evidence.untested[claim.id]
     if not measured:
         return telling.UNTRIED
+    if all(reading.estimate is None for reading in measured.values()):
+        return "no model was accepted under any reading"
     unfit = [bases[place].unfit for place in _places(measured.values(), bases)]
     if all(unfit) and not claim.counted:
         return unfit[0]

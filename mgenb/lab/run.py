@@ -244,7 +244,7 @@ class Run:
     def evidence(
         self,
         claim_id: str,
-        estimate: stats.Estimate,
+        estimate: stats.Estimate | None,
         reading: str | None = None,
         *,
         networks: Iterable[Network] = (),
@@ -253,13 +253,15 @@ class Run:
     ) -> None:
         """Store what was measured for a claim under one of its readings, on `networks` or else the first ones.
 
+        None: the reading is infeasible there, since it gave no models; the others then decide.
+
         `left`: the highest accuracy of what is compared; at chance nothing is left to compare. `novelty`: how much the
         models differ from their base, in units of how much two trained networks differ; claims that near-copies would
         fulfil need it. Raises MgenbError for a reading that is not registered, or none where there are several.
         """
         claim = self._own(claim_id)
         name = claim.reading(reading or (claim.readings[0].name if len(claim.readings) == 1 else "")).name
-        if claim.novelty and novelty is None:
+        if claim.novelty and novelty is None and estimate:
             raise MgenbError(
                 f"{claim_id} is about generated models; say how much they differ from their base: novelty="
             )
@@ -290,7 +292,8 @@ class Run:
 
         Ours is what was stored as evidence for a cell; a dash where nothing was run.
         """
-        ours = {name: measured.estimate.estimate for (name, _), measured in self.findings.measured.items()}
+        measured = {name: of.estimate for (name, _), of in self.findings.measured.items() if of.estimate}
+        ours = {name: estimate.estimate for name, estimate in measured.items()}
         return telling.grid(table, ours, *across)
 
     def readings_of(self, claim_id: str) -> pd.DataFrame:

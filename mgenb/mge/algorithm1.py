@@ -137,18 +137,27 @@ def of_reading(options: Mapping[str, Any], *, t: float, z: float) -> tuple[Setti
 
 
 def gradient_steps(
-    net: nn.Module, base: State, settings: Settings, seed: int, train: Split, *, steps: int, rate: float = 0.01
+    net: nn.Module,
+    base: State,
+    settings: Settings,
+    seed: int,
+    train: Split,
+    *,
+    steps: int,
+    start: State | None = None,
+    rate: float = 0.01,
 ) -> State:
     """Return the candidate `generate(base, settings, seed)` after `steps` (n_D) steps of SGD on what was redrawn of it.
 
-    Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images. What was
-    kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not training-free**. One mask for all
-    seeds is asked for: MgenbError for a mask or a z that is drawn.
+    Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images, with
+    momentum 0.9. What was kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not
+    training-free**. `start` stands in for the candidate: the base itself, or one with noise, is what to compare with.
+    One mask for all seeds is asked for: MgenbError for a mask or a z that is drawn.
     """
     if not settings.fixed:
         raise MgenbError(f"gradient steps need one mask: selection {settings.selection!r} or z_drawn is not for them")
     trained = deepcopy(net).eval()
-    trained.load_state_dict(generate(base, settings, seed))
+    trained.load_state_dict(generate(base, settings, seed) if start is None else start)
     trained.requires_grad_(False)
     weights = {name: trained.get_parameter(name).requires_grad_() for name in frequency.weight_names(base)}
     for name, weight in weights.items():
