@@ -12,6 +12,7 @@ from mgenb.claims.registry import (
     registry_hash,
     unjudged,
 )
+from mgenb.claims.scale import Scale
 from mgenb.claims.verdicts import (
     CONTRADICTED,
     DEPENDS,
@@ -25,7 +26,6 @@ from mgenb.claims.verdicts import (
     UNFINISHED,
     VACUOUS,
     ReadingVerdict,
-    Scale,
     Verdict,
     decide,
     judge,

@@ -22,12 +22,12 @@ from typing import Any
 
 from mgenb.claims.power import what_decides
 from mgenb.claims.registry import NUMBER_KINDS, Claim, Reading, get, points
-from mgenb.errors import MgenbError, choose
+from mgenb.claims.scale import PROFILES, Scale, about, at_paper_scale, obstacle
+from mgenb.errors import MgenbError
 from mgenb.stats import NO_INTERVAL, Estimate, Interval, holm
 
 ALPHA = 0.05
 SMALLEST_P = 1e-12
-PROFILES = ("paper", "cpu", "quick")  # best evidence first
 REPRODUCED, CONTRADICTED, DEPENDS, INCONCLUSIVE = "reproduced", "contradicted", "depends", "inconclusive"
 PASSES, FAILS = "passes", "fails"
 NOT_TESTED, UNFINISHED = "not tested", "unfinished"
@@ -36,30 +36,8 @@ JUDGED = (REPRODUCED, CONTRADICTED, DEPENDS, PASSES, FAILS, INCONCLUSIVE)  # the
 NOVELTY_FLOOR = 0.1  # of the disagreement of two trained networks, below which a generated one is its base's copy
 POINTS = ("percent points", "percent points of those images", "percent points of attack success")
 RANGES = dict.fromkeys(POINTS, (-100.0, 100.0)) | dict.fromkeys(("% accuracy", "% of the examples"), (0.0, 100.0))
-WHOLE = ("official", "jpeg")  # variants with all the images of the official set
 
 Evidence = Mapping[str, Mapping[str, Estimate | None]]  # claim id -> reading -> what was measured; None: infeasible
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What was run: profile ("quick", "cpu", "paper"), data variant ("official", "jpeg", "sample", ...).
-
-    `changed` names the parameters that were set by hand, as "t=0.99": a claim judged so is set apart.
-    """
-
-    profile: str
-    variant: str
-    dataset: str
-    arch: str
-    changed: str = ""
-
-    def __post_init__(self) -> None:
-        choose("profile", self.profile, PROFILES)
-
-    def __str__(self) -> str:
-        variant = "" if self.variant == "official" else self.variant
-        return ", ".join(part for part in (self.profile, variant, self.changed) if part)
 
 
 @dataclass(frozen=True)
@@ -220,11 +198,11 @@ def judge(
 ) -> list[Verdict]:
     """Return a verdict for each claim (of one notebook) with evidence or a reason against it, in the order given.
 
-    `evidence` holds, by claim and reading, estimates in the unit of the claim; None where a reading gave no models.
-    `scales` says what was run. `blocked` maps
-    ids to the reason why they cannot be tested (a base model below its accuracy floor). `vacuous` names claims and
-    readings whose models hardly differ from their base: they say nothing. `unfinished` says, as "7 of 12 parts", how
-    much of the plan has been measured where that is not all: then what could be tested is *unfinished*.
+    `evidence` holds, by claim and reading, estimates in the claim's unit; None where a reading gave no models.
+    `scales` says what was run. `blocked` maps ids to the reason why they cannot be tested (a base model below its
+    accuracy floor). `vacuous` names claims and readings whose models hardly differ from their base. `unfinished` says,
+    as "7 of 12 parts", how much of the plan has been measured where that is not all: then what could be tested is
+    *unfinished*.
 
     Of a family (the paper's claims of one notebook, its controls, or what follows from other claims) at most 5 % are
     expected to hold a false verdict: *reproduced* or *contradicted* though not all core readings are so, *depends*
@@ -232,7 +210,7 @@ def judge(
     """
     blocked, empty = blocked or {}, frozenset(vacuous)
     claims = {name: get(name) for name in {**evidence, **blocked}}
-    reasons = {name: blocked.get(name) or _obstacle(claim, scales[name]) for name, claim in claims.items()}
+    reasons = {name: blocked.get(name) or obstacle(claim, scales[name]) for name, claim in claims.items()}
     verdicts = {name: Verdict(claims[name], NOT_TESTED, scales[name], why) for name, why in reasons.items() if why}
     families: dict[tuple[bool, str], list[str]] = {}
     for name in (name for name in evidence if name not in verdicts):
@@ -246,7 +224,9 @@ def judge(
     return [verdicts[name] for name in claims]
 
 
-def _tested(claim: Claim, by_reading: Mapping[str, Estimate], vacuous: frozenset[tuple[str, str]]) -> list[_Tested]:
+def _tested(
+    claim: Claim, by_reading: Mapping[str, Estimate | None], vacuous: frozenset[tuple[str, str]]
+) -> list[_Tested]:
     for name in by_reading:
         claim.reading(name)  # refuses a reading that is not registered
     known = [reading for reading in claim.readings if reading.name in by_reading]
@@ -305,7 +285,7 @@ def _verdict(
         notes.append(_how_far(claim, tested))
     notes += _silent(tested)
     if not at_paper_scale(claim, scale):
-        notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {_about(claim)})")
+        notes.append(f"at reduced scale [{scale}]: {scale.dataset}, {scale.arch} (the paper: {about(claim)})")
     if claim.control:
         word = {REPRODUCED: PASSES, CONTRADICTED: FAILS}.get(word, word)
     least = _speaks_least(tested)
@@ -391,28 +371,6 @@ def _how_far(claim: Claim, tested: Sequence[_Tested]) -> str:
 def rank(verdict: Verdict) -> tuple[bool, int, bool]:
     """Return what orders verdicts, best evidence first: paper, cpu, quick; official data; what was not judged last."""
     return verdict.verdict not in JUDGED, PROFILES.index(verdict.scale.profile), verdict.scale.variant != "official"
-
-
-def _obstacle(claim: Claim, scale: Scale) -> str:
-    """Say why the claim cannot be judged at this scale; "" when it can."""
-    if claim.kind == "setting":
-        return "a setting of the paper's experiments is not judged"
-    number = claim.kind in NUMBER_KINDS or claim.dash
-    if number and not at_paper_scale(claim, scale):
-        return f"a printed number needs the paper's own scale: {_about(claim)}, profile paper"
-    return ""
-
-
-def at_paper_scale(claim: Claim, scale: Scale) -> bool:
-    """Whether profile, data, network and parameters are the paper's; what is not known never matches."""
-    wanted = [(claim.scale.get("dataset"), scale.dataset), (claim.scale.get("arch"), scale.arch)]
-    whole = scale.profile == "paper" and scale.variant in WHOLE and not scale.changed
-    return claim.counted or (whole and all(paper in ("any", ours) for paper, ours in wanted))
-
-
-def _about(claim: Claim) -> str:
-    dataset, arch = (claim.scale.get(key, "not said") for key in ("dataset", "arch"))
-    return f"dataset {dataset}, network {arch}"
 
 
 def finite(number: float | None) -> float | None:

@@ -18,26 +18,22 @@ LEAST, POOLED = 3, 4  # base networks with a model, for a cell to say something;
 Cell = tuple[str, str]
 
 
-def by_base(rows: Rows, what: str, column: str, order: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the mean over the models of each base network: a row a base network, a column a method.
-
-    Columns stand as in `order`, and others after these; a method without rows has none.
-    """
+def by_base(rows: Rows, what: str, column: str) -> pd.DataFrame:
+    """Return the mean over the models of each base network: a row a base network, a column a method."""
     chosen = rows.of(what)
     means = chosen.pivot_table(column, UNIT, "method", sort=False)
-    columns = [name for name in dict.fromkeys((*order, *chosen["method"])) if name in set(chosen["method"])]
-    return means.reindex(rows.of("base").set_index(UNIT).index, columns=columns)
+    return means.reindex(rows.of("base").set_index(UNIT).index, columns=chosen["method"].unique())
 
 
-def above(rows: Rows, what: str, column: str = "test (%)", order: Sequence[str] = ()) -> pd.DataFrame:
+def above(rows: Rows, what: str, column: str = "test (%)") -> pd.DataFrame:
     """Return by how much models lie above their base, in the column's unit."""
-    return by_base(rows, what, column, order).sub(by_base(rows, "base", column)["base"], axis=0)
+    return by_base(rows, what, column).sub(by_base(rows, "base", column)["base"], axis=0)
 
 
-def novelty(rows: Rows, what: str, column: str = "disagreement (%)", order: Sequence[str] = ()) -> pd.DataFrame:
+def novelty(rows: Rows, what: str, column: str = "disagreement (%)") -> pd.DataFrame:
     """Return how much models differ from their base, in units of how much two trained networks of the cell differ."""
     seeds = by_base(rows, "other seed", column)["trained"].groupby(CELL).transform("mean")
-    return by_base(rows, what, column, order).div(seeds.clip(lower=1e-9), axis=0)
+    return by_base(rows, what, column).div(seeds.clip(lower=1e-9), axis=0)
 
 
 def by_cell(values: pd.Series) -> dict[Cell, pd.Series]:
@@ -55,14 +51,20 @@ def means(values: pd.Series) -> dict[Cell, stats.Estimate]:
     return {cell: stats.mean(of, "base networks") for cell, of in by_cell(values).items()}
 
 
-def over(values: pd.Series, without: Sequence[Cell] = ()) -> stats.Estimate | None:
-    """Return the mean over the cells with at least 4 base networks, each a mean of its own; n counts base networks.
+def wide(values: pd.Series, without: Sequence[Cell] = ()) -> dict[Cell, pd.Series]:
+    """Return `by_cell` of the cells with at least 4 base networks, `without` some.
 
-    None where more than half of these cells are empty, or are among those to do `without`.
+    Nothing where more than half of these cells are empty, or are among those to do without.
     """
-    wide = [cell for cell, size in values.groupby(CELL, sort=False).size().items() if size >= POOLED]
-    full = [of for cell, of in by_cell(values).items() if cell in wide and cell not in without]
-    return stats.pooled(full) if full and 2 * len(full) >= len(wide) else None
+    planned = [cell for cell, size in values.groupby(CELL, sort=False).size().items() if size >= POOLED]
+    full = {cell: of for cell, of in by_cell(values).items() if cell in planned and cell not in without}
+    return full if 2 * len(full) >= len(planned) else {}
+
+
+def over(values: pd.Series, without: Sequence[Cell] = ()) -> stats.Estimate | None:
+    """Return the mean over the `wide` cells, each a mean of its own; n counts base networks. None: there are none."""
+    full = wide(values, without)
+    return stats.pooled(list(full.values())) if full else None
 
 
 def copies(new: pd.Series) -> list[Cell]:

@@ -48,7 +48,8 @@ class Bases:
 class Measured:
     """What was measured for a claim under one reading, on the networks at `places` (none: the first ones).
 
-    estimate: None where the reading gave no models (infeasible). blocked: why it proves nothing all the same; "" where it does. vacuous: the models are nearly copies of their base.
+    estimate: None where the reading gave no models (infeasible). blocked: why it proves nothing all the same; "" where
+    it does. vacuous: the models are nearly copies of their base.
     """
 
     estimate: stats.Estimate | None

@@ -417,14 +417,14 @@ def test_near_copies_of_the_base_prove_nothing_either_way(judging, points, word)
     run = judging("06_accuracy_table")
     with pytest.raises(MgenbError, match="say how much they differ from their base: novelty="):
         run.evidence(CELL, stats.mean([points, points + 0.1, points + 0.2]), "tenth, truncated, whole")
-    for copies in (0, 1, 6):
+    for copies in (0, 1, 3, 4, 6):
         for place, reading in enumerate(claims.get(CELL).readings[:6]):
             novelty = 0.09 if place < copies else 0.11
             run.evidence(CELL, stats.mean([points, points + 0.1, points + 0.2]), reading.name, novelty=novelty)
         verdict = run.verdict(CELL)
-        assert verdict.verdict == ("inconclusive" if copies else word)
+        assert verdict.verdict == (word if copies < 4 else "inconclusive")  # at least half of six must speak
         assert [reading.verdict for reading in verdict.readings] == ["vacuous"] * copies + [word] * (6 - copies)
-        assert f"{copies} vacuous" in verdict.reason or not copies
+        assert ("copies of their base under" in verdict.reason) == bool(copies)
 
 
 def test_novelty_is_disagreement_in_that_of_two_trained_networks():

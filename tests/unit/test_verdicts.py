@@ -136,9 +136,34 @@ def test_a_vacuous_reading_says_nothing(judged):
     by = {0: noisy(0, 0.1), 1: noisy(0, 0.1)}
     assert judged((about, by))[0].verdict == "reproduced"
     (verdict,) = judged((about, by), vacuous=[("mge.x", "r1")])
-    assert verdict.verdict == "inconclusive"
-    assert "1 of 2 core readings reproduced, 0 contradicted, 1 vacuous" in verdict.reason
+    assert verdict.verdict == "reproduced"  # by the other half
+    assert "copies of their base under *r1*" in verdict.reason
     assert [reading.verdict for reading in verdict.readings] == ["reproduced", "vacuous"]
+    (none,) = judged((about, by), vacuous=[("mge.x", "r0"), ("mge.x", "r1")])
+    assert none.verdict == "inconclusive"
+
+
+def test_a_reading_without_models_leaves_the_verdict_to_the_others(judged):
+    about = claim(core=3)
+    (verdict,) = judged((about, {0: noisy(9), 1: noisy(8), 2: None}))
+    assert (verdict.verdict, verdict.estimate) == ("reproduced", pytest.approx(8))
+    assert "no models under *r2*" in verdict.reason
+    assert [reading.name for reading in verdict.readings] == ["r0", "r1"]
+    (against,) = judged((about, {0: noisy(9), 1: noisy(-8), 2: None}))
+    assert against.verdict == "depends"
+    (few,) = judged((about, {0: noisy(9), 1: None, 2: None}))  # less than half speak
+    assert few.verdict == "inconclusive"
+    assert "1 of 3 core readings reproduced, 0 contradicted, 2 infeasible" in few.reason
+    (without,) = judged((about, {0: noisy(9), 1: None}))
+    assert "1 infeasible, 1 without evidence" in without.reason
+
+
+def test_infeasible_and_vacuous_readings_are_silent_together(judged):
+    about, by = claim("noninferiority", core=4), {0: noisy(0, 0.1), 1: noisy(0, 0.1), 2: noisy(-9, 0.1), 3: None}
+    (verdict,) = judged((about, by), vacuous=[("mge.x", "r2")])
+    assert verdict.verdict == "reproduced"  # r2 would contradict, if its models were not copies
+    (fewer,) = judged((about, {**by, 1: None}), vacuous=[("mge.x", "r2")])
+    assert fewer.verdict == "inconclusive"
 
 
 def test_an_unregistered_reading_is_refused(judged):
