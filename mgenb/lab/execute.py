@@ -59,7 +59,8 @@ class Outcome:
     def line(self) -> str:
         """One line for the screen, two when the notebook failed."""
         if self.error:
-            return f"{self.job}: {self.error}\n  the half-executed notebook is {self.job.stage / self.job.path.name}"
+            half = self.job.stage / self.job.path.name
+            return f"{self.job}: {self.error}" + (f"\n  the half-executed notebook is {half}" if half.exists() else "")
         return f"{self.job}: {self.seconds:.0f} s, {self.record.counted if self.record else 'no record'}"
 
 
@@ -166,6 +167,8 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environ
         try:
             how = {"cwd": path.parent, "progress_bar": sys.stderr.isatty()}
             how |= {"kernel_name": "python3", "kernel_manager_class": kernel, "coalesce_streams": True}
+            # written after each cell only where one may take an hour: each time all figures are written anew
+            how["request_save_on_cell_execute"] = parameters.get("profile", "quick") != "quick"
             papermill.execute_notebook(path, folder / path.name, dict(parameters), **how)
         except papermill.PapermillExecutionError as error:
             return f"{error.ename}: {textwrap.shorten(error.evalue, LONGEST_MESSAGE, placeholder='...')}"

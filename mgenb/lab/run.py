@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
@@ -333,13 +334,15 @@ class Run:
         return frame
 
     def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
-        """Caption (with `networks`, or the rows it is `of`, else all), save and record a figure; the cell shows it."""
+        """Caption (with `networks`, or the rows it is `of`, else all), save, record and show a figure, drawn once."""
         scales = [self.made[place].scale for place in [network.place for network in networks] or self.made]
         own = ((scale.arch, scale.dataset, scale.variant) for scale in scales)
         figures.caption(figure, experiment.caption(of) if of else experiment.made_by(self.profile, own))
-        file = f"{self.notebook.stem}-{name}.png"
-        figures.save(figure, self.out / file)
-        self.notes["figures"].append(file)
+        path = self.out / f"{self.notebook.stem}-{name}.png"
+        figures.save(figure, path)
+        plt.close(figure)  # else it is drawn thrice more when the cell ends
+        display({"image/png": path.read_bytes(), "text/plain": repr(figure)}, raw=True)
+        self.notes["figures"].append(path.name)
 
     def finish(self) -> None:
         """Write the record `<stem>.json` beside the figures; where that is goes to stderr."""
