@@ -126,6 +126,7 @@ def supported(claim: Claim) -> tuple[float, float]:
     """Return the span, in the claim's unit, in which the claim is true; ends may be infinite.
 
     A comparison and an existence lie above the smallest advantage that matters, non-inferiority above its negative.
+    A bound has its margin where what is printed is rounded.
     """
     if claim.kind in ("comparison", "existence"):
         return claim.margin, math.inf
@@ -136,7 +137,8 @@ def supported(claim: Claim) -> tuple[float, float]:
     if claim.paper_value is None or claim.kind not in (*NUMBER_KINDS, "bound"):
         raise MgenbError(f"claim {claim.id!r} is a {claim.kind}; it is not judged")
     if claim.kind == "bound":
-        return (-math.inf, claim.paper_value) if claim.direction == "below" else (claim.paper_value, math.inf)
+        below = claim.direction == "below"
+        return (-math.inf, claim.paper_value + claim.margin) if below else (claim.paper_value - claim.margin, math.inf)
     if claim.relative:
         return claim.paper_value / (1 + claim.margin), claim.paper_value * (1 + claim.margin)
     return claim.paper_value - claim.margin, claim.paper_value + claim.margin

@@ -49,7 +49,7 @@ BY_VALUE = {  # where one place of the text has several numbers
     ("intro bullet 1", "98.25"): "mge.text.lenet_mnist",
     ("intro bullet 1", "2"): "mge.text.two_percent_higher",
     ("intro bullet 4", "244"): "mge.text.minutes",
-    ("intro bullet 4", "1"): "mge.text.one_percent",
+    ("intro bullet 4", "1"): "mge.text.one_percent_vgg11",
     ("II.C.2", "13"): "mge.fig5.share.vgg16",
     ("II.C.2", "25"): "mge.fig5.share.resnet18",
     ("II.C.2", "10"): "mge.setting.fig7_share",

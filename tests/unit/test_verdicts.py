@@ -71,6 +71,8 @@ def test_numbers_bounds_and_relative_margins():
     below = claim("bound", 0.0, paper_value=1.0, direction="below")
     above = claim("bound", 0.0, paper_value=1.0, direction="above")
     assert [decide(bound, (-9.0, 0.5)) for bound in (below, above)] == ["reproduced", "contradicted"]
+    rounded = [claim("bound", 0.5, paper_value=1.0, direction=direction) for direction in ("below", "above")]
+    assert [claims.supported(bound) for bound in rounded] == [(-math.inf, 1.5), (0.5, math.inf)]
     seconds = claim("ratio", 0.5, paper_value=1000.0, relative=True)
     assert claims.supported(seconds) == (pytest.approx(1000 / 1.5), 1500)
 
