@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = ("figures", "explore")
-_HOME = {"start": "run", "novelty": "evidence"}
+_HOME = {"start": "run"}
 _HOME |= dict.fromkeys(("load", "trained", "final_test", "caption"), "experiment")
 
 

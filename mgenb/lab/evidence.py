@@ -1,19 +1,13 @@
 """What was measured: estimates by claim and reading, and reasons, stored as they come and judged all at once."""
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-import torch
 
 from mgenb import claims, stats
 from mgenb.errors import MgenbError
 from mgenb.lab import telling
 
 Place = tuple[str, str]  # dataset and architecture of base networks
-Look = Mapping[Any, torch.Tensor]  # (method, base index, draw) -> which test images are right
 
 VARIANTS = ("official", "jpeg", "subset", "user", "sample")  # furthest from what the paper used last
 AT_CHANCE = 0.05  # an accuracy that is less than this above chance is chance
@@ -150,15 +144,3 @@ def _scale(claim: claims.Claim, measured: Iterable[Measured], bases: Mapping[Pla
         return claims.Scale(scales[0].profile, "no data", "none", str(claim.scale.get("arch", "any")))
     names = {key: ", ".join(dict.fromkeys(getattr(scale, key) for scale in scales)) for key in ("dataset", "arch")}
     return replace(max(scales, key=lambda scale: VARIANTS.index(scale.variant)), **names)
-
-
-def novelty(look: Look, method: str) -> float:
-    """Return how much models differ from their base, in units of how much two base networks differ.
-
-    Two differ by the share of images that one has right and the other wrong, mean over models, or over pairs of bases.
-    """
-    bases = [right for (label, *_), right in look.items() if label == "base"]
-    models = [(base, right) for (label, base, _), right in look.items() if label == method]
-    ours = [(right != look["base", base, 0]).double().mean() for base, right in models]
-    theirs = [(a != b).double().mean() for a, b in itertools.combinations(bases, 2)]
-    return float(np.mean(ours)) / max(float(np.mean(theirs)), 1e-9)

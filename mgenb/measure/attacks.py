@@ -14,6 +14,7 @@ import torch
 import torchattacks
 from torch import nn
 from torch.nn import functional
+from torch.optim.adam import adam  # the class would import the compiler, which takes seconds
 
 from mgenb.data import Split
 from mgenb.devices import precise
@@ -184,7 +185,8 @@ class _CarliniWagner(torchattacks.attack.Attack):
     def _descend(self, images: torch.Tensor, goals: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the smallest squared distance at which each image reaches its goal (inf: never), and where."""
         place = torch.atanh((2 * images - 1) * SHRINK).requires_grad_()
-        adam = torch.optim.Adam([place], lr=self.settings.rate)  # element by element: no image knows of another
+        moments, steps = ([torch.zeros_like(place)], [torch.zeros_like(place)]), [torch.zeros(())]
+        usual = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
         best, nearest = images, torch.full_like(c, torch.inf)
         for _ in range(self.settings.iterations):
             x = (place.tanh() + 1) / 2
@@ -192,8 +194,9 @@ class _CarliniWagner(torchattacks.attack.Attack):
             better = (shortfall < 0) & (distance < nearest)  # no indexing by it, which would wait for a GPU
             nearest = torch.where(better, distance.detach(), nearest)
             best = torch.where(better[:, None, None, None], x.detach(), best)
-            (place.grad,) = torch.autograd.grad((distance + c * shortfall.clamp(min=0)).sum(), place)
-            adam.step()
+            (slope,) = torch.autograd.grad((distance + c * shortfall.clamp(min=0)).sum(), place)
+            with torch.no_grad():  # element by element: no image knows of another
+                adam([place], [slope], *moments, [], steps, lr=self.settings.rate, **usual)
         return nearest, best
 
     def _shortfall(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torchattacks
 from torch import nn
 from torch.nn import functional
 
-from mgenb import nets
+from mgenb import data, nets, training
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.measure import attacks, population
@@ -107,25 +107,45 @@ def test_targeted_attacks_reach_their_targets(lenet, seen, found):
     assert (strong == targets).double().mean() > 0.9
 
 
+def compared_with_foolbox(net, images, labels, targets, attack):
+    """Return (success, median L2 where it succeeds) of our C&W and of foolbox's; targets: None where untargeted."""
+    goal = foolbox.criteria.Misclassification(labels)
+    if targets is not None:
+        goal = foolbox.criteria.TargetedMisclassification(targets)
+    model = foolbox.PyTorchModel(population.quick_copy(net), bounds=(0, 1), device="cpu")
+    rival = foolbox.attacks.L2CarliniWagnerAttack(
+        attack.searches, attack.iterations, attack.rate, confidence=attack.kappa, initial_const=1.0, abort_early=False
+    )
+    ours, both = craft(net, images, labels, attack, targets=targets), []
+    for made in (ours, rival(model, images.float() / 255, goal, epsilons=None)[1]):
+        reached = predict(net, made) != labels if targets is None else predict(net, made) == targets
+        both.append((reached.double().mean().item(), size(made, images)[reached].median().item()))
+    return both
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 def test_cw_agrees_with_foolbox(lenet, seen, targeted):
     images, labels, targets = seen
-    x = images.float() / 255
     attack = CW(searches=4, iterations=40, rate=0.25)
-    ours = craft(lenet, images, labels, attack, targets=targets if targeted else None)
-    model = foolbox.PyTorchModel(population.quick_copy(lenet), bounds=(0, 1), device="cpu")
-    criteria = foolbox.criteria
-    goal = criteria.TargetedMisclassification(targets) if targeted else criteria.Misclassification(labels)
-    rival = foolbox.attacks.L2CarliniWagnerAttack(4, 40, 0.25, initial_const=1.0, abort_early=False)
-    theirs = rival(model, x, goal, epsilons=None)[1]
-    success, distances = [], []
-    for one in (ours, theirs):
-        reached = predict(lenet, one) == targets if targeted else predict(lenet, one) != labels
-        success.append(reached.double().mean().item())
-        distances.append(size(one, images)[reached].median().item())
-    assert success[0] == pytest.approx(success[1], abs=0.1)
-    assert min(success) > 0.9
-    assert distances[0] == pytest.approx(distances[1], rel=0.1)
+    ours, theirs = compared_with_foolbox(lenet, images, labels, targets if targeted else None, attack)
+    assert ours[0] == pytest.approx(theirs[0], abs=0.1)
+    assert min(ours[0], theirs[0]) > 0.9
+    assert ours[1] == pytest.approx(theirs[1], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kappa", [0.0, 2.0])
+def test_cw_agrees_with_foolbox_on_200_examples(kappa):
+    digits = data.load("mnist", source="samples")
+    net = training.trained("lenet", digits, recipe="mge-adam", epochs=6, seed=0)  # it is shipped
+    right = population.correct(net, digits.val).nonzero()[:200, 0]
+    images, labels = digits.val.images[right], digits.val.labels[right]
+    assert len(right) == 200
+    targets = (labels + 1 + torch.arange(200) % 9) % 10
+    attack = CW(kappa, searches=6, iterations=60, rate=10 / 60)  # as notebook 08 attacks in its cpu profile
+    ours, theirs = compared_with_foolbox(net, images, labels, targets, attack)
+    assert ours[0] == pytest.approx(theirs[0], rel=0.05)
+    assert ours[1] == pytest.approx(theirs[1], rel=0.05)
 
 
 def test_a_pixel_at_0_or_1_can_move(lenet, seen, found):

@@ -23,6 +23,10 @@ TOGETHER = {
     "bands and noise": ["low", "mid", "high", "random", "noise_of_norm"],
     "selections": ["energy", "high_index", "fig7", "random", "magnitude", "largest", "base"],
     "models": ["trained", "generated", "noise", "average", "line_search", "ensemble", "parent", "mega"],
+    "under attack": ["attacked_base", "energy", "tenth", "noise", "parent"],
+    "attackers": ["attacked_base", "energy", "most_fooled"],
+    "extremes": ["most_fooled", "generated", "least_fooled"],
+    "bars": ["targeted", "untargeted"],
     "verdicts": ["reproduced", "contradicted", "inconclusive", "not tested"],
 }
 

@@ -427,15 +427,6 @@ def test_near_copies_of_the_base_prove_nothing_either_way(judging, points, word)
         assert ("copies of their base under" in verdict.reason) == bool(copies)
 
 
-def test_novelty_is_disagreement_in_that_of_two_trained_networks():
-    look = {("base", 0, 0): torch.arange(100) < 90, ("base", 1, 0): torch.arange(100) >= 10}
-    look |= {
-        ("generated", i, draw): look["base", i, 0] ^ (torch.arange(100) == 50 + draw) for i in (0, 1) for draw in (0, 1)
-    }
-    assert lab.novelty(look, "generated") == pytest.approx(0.01 / 0.2)
-    assert lab.novelty(look, "base") == 0
-
-
 @pytest.mark.parametrize(
     ("given", "named"), [({"share": 0.2}, "share=0.2]"), ({"repeats": 3}, "repeats=3]"), ({"seed": 1}, "seed=1]")]
 )
