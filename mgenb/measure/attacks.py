@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torchattacks
 from torch import nn
-from torch.nn import functional
 from torch.optim.adam import adam  # the class would import the compiler, which takes seconds
 
 from mgenb.data import Split
@@ -113,27 +112,6 @@ def craft(
         torch.manual_seed(derive(seed, "attack"))
         parts = [made(x, y) for x, y in population.batches(Split(pixels, goals, goals, "attacked"))]
     return torch.cat(parts).to(images.device)
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-@precise()
-def zero_gradients(
-    net: nn.Module, images: torch.Tensor, labels: torch.Tensor, state: State | None = None
-) -> torch.Tensor:
-    """Return the share of each image's values at which the gradient of the cross-entropy is exactly 0, float64 [n].
-
-    1.0: the whole gradient vanishes, so that FGSM and PGD cannot move the image although others may succeed
-    (gradient masking). On the CPU. Arguments and errors as in `craft`.
-    """
-    scratch, pixels, classes = _prepared(net, images, state)
-    goals = _classes("labels", labels, pixels, classes)
-    shares = []
-    for batch, truth in population.batches(Split(pixels, goals, goals, "attacked")):
-        x = batch.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(scratch(x), truth, reduction="sum"), x)
-        shares.append((gradient == 0).flatten(1).double().mean(1))
-    return torch.cat(shares).cpu()
 
 
 def right_under(

@@ -316,20 +316,6 @@ def test_it_takes_gradients_where_they_are_switched_off(lenet, seen):
         assert craft(lenet, floats, labels, attack, state=state).equal(expected)
 
 
-def test_zero_gradients_tells_of_a_gradient_that_vanishes(lenet, seen):
-    images, labels, _ = seen
-    x = (images.float() / 255).requires_grad_()
-    (gradient,) = torch.autograd.grad(functional.cross_entropy(lenet(x), labels), x)
-    found = attacks.zero_gradients(lenet, images, labels)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, (gradient == 0).flatten(1).double().mean(1), rtol=0, atol=0.01)
-    assert found.max() < 1
-    saturated = attacks.zero_gradients(lenet, images, labels, scaled(lenet, 1e4))
-    assert saturated.eq(1).double().mean() > 0.9
-    with torch.inference_mode():
-        assert attacks.zero_gradients(lenet, images, labels).equal(found)
-
-
 def test_right_under_an_attack_on_itself_and_on_another(lenet, small):
     split = small.val.take(40, 0)
     clean = population.correct(lenet, split)
@@ -399,7 +385,6 @@ def test_a_network_that_gives_no_gradient_is_refused(lenet):
             return super().forward(x).detach()
 
     broken = {**population.state_of(lenet), "net.conv3.bias": torch.full((120,), float("nan"))}
-    for function in (functools.partial(craft, attack=FGSM(0.1)), attacks.zero_gradients):
-        for net, state in ((Detached(nn.Flatten(), nn.Linear(784, 10)), None), (lenet, broken)):
-            with pytest.raises(MgenbError, match="logits are not finite, or have no gradient by its input"):
-                function(net, images, labels, state=state)
+    for net, state in ((Detached(nn.Flatten(), nn.Linear(784, 10)), None), (lenet, broken)):
+        with pytest.raises(MgenbError, match="logits are not finite, or have no gradient by its input"):
+            craft(net, images, labels, FGSM(0.1), state=state)
