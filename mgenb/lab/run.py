@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +71,6 @@ class Run:
         self.notes |= {"test_uses": [], "leaks": [], "figures": []}
         self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
         self.made: dict[Place, Bases] = {}  # the first ones first
-        self._nets: dict[Place, tuple[str, list[nn.Module]]] = {}  # with the digest of the data they were trained on
         self.version = 1  # of the experiment; `measure` says another
         self.machine: dict[str, Any] = {}  # where rows were measured, which may not be here
         self._described: dict[str, dict[str, Any]] = {}  # dataset -> what rows say of it
@@ -166,11 +165,9 @@ class Run:
         network: Network | None = None,
         *,
         count: int | None = None,
-        finish: Callable[[nn.Module], None] | None = None,
     ) -> list[nn.Module]:
         """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
 
-        `finish` changes each of them in place, after the cache and before its accuracy is taken.
         Where one of them is below the floor (validation accuracy) what rests on them is *not tested*,
         since a broken base proves nothing. The first call says at which scale claims are judged by default.
         """
@@ -179,18 +176,14 @@ class Run:
         seeds = range(first, first + (self.settings.bases if count is None else count))
         same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
         nets = training.trained_all(how.arch, dataset, seeds=seeds, **same)
-        if finish:
-            for net in nets:
-                finish(net)
         self._described[how.dataset] = dataset.describe()
         self.rest_on([population.accuracy(net, dataset.val) for net in nets], (), how)
-        self._nets[how.place] = dataset.digest, nets
         return nets
 
     def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
         """Say, from rows, how accurate, in [0, 1], the copies of `network`, else of the first one, are on both splits.
 
-        What rests on them is *not tested* where one is below the floor; see `bases` and `final_test`.
+        What rests on them is *not tested* where one is below the floor; see `bases`.
         """
         how, val = network or self.networks[0], tuple(val)
         about = self._described[how.dataset]
@@ -199,40 +192,11 @@ class Run:
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
         self.made[how.place] = Bases(scale, 1 / about["classes"], how.floor, val, tuple(test))
 
-    def final_test(
-        self, dataset: data.Dataset, models: experiment.Candidates, measure: experiment.Measure = population.correct
-    ) -> dict[Any, Any]:
-        """Return what `experiment.final_test` does; the look is counted and stands in the record.
-
-        The base networks of `dataset` are looked at too: where they fail on test images, what rests on them is *not
-        tested*.
-        """
-
-        def look(net: nn.Module, test: data.Split, state: Any) -> Any:
-            for place, (digest, nets) in self._nets.items():
-                same_classes = digest == dataset.digest and "test" not in dataset.apart
-                if same_classes and not self.made[place].test_accuracy:
-                    accuracies = tuple(population.accuracy(base, test) for base in nets)
-                    self.made[place] = replace(self.made[place], test_accuracy=accuracies)
-            return measure(net, test, state)
-
-        looked = experiment.final_test(dataset, models, look, self.notebook.stem)
-        self.notes["test_uses"].append({"dataset": dataset.name, "models": len(models)})
-        return looked
-
     def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
         """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
         self.notes["leaks"].append({"dataset": dataset.name, "reason": reason})
         print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
         return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
-
-    def checkpoint(self, name: str) -> Path | None:
-        """Return the file from which a long computation goes on when the same run is started again, until `finish`.
-
-        None in the quick profile, whose runs are short. Other settings or another seed is another file.
-        """
-        same = {"seed": self.seed, "settings": self.chosen.settings, "networks": str(self.networks)}
-        return None if self.profile == "quick" else self._parts / f"{name}-{store.key_of(same)}.checkpoint"
 
     def knows(self, claim_id: str) -> bool:
         """Return whether the registry has this claim of the notebook; of networks that no paper tried it has none."""
@@ -349,8 +313,6 @@ class Run:
         path = self.out / f"{self.notebook.stem}.json"
         record = record_of(self)
         store.write_json(path, record.to_json())
-        for file in self._parts.glob("*.checkpoint"):
-            file.unlink()
         if self.profile == "quick":  # which always computes; what a killed run left was for this one
             shutil.rmtree(self._parts, ignore_errors=True)
         print(f"record {path.name}: {len(record.claims)} verdicts, {len(record.figures)} figures")
