@@ -164,7 +164,14 @@ class _CarliniWagner(torchattacks.attack.Attack):
         """Return the smallest squared distance at which each image reaches its goal (inf: never), and where."""
         place = torch.atanh((2 * images - 1) * SHRINK).requires_grad_()
         moments, steps = ([torch.zeros_like(place)], [torch.zeros_like(place)]), [torch.zeros(())]
-        usual = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        usual: dict[str, Any] = {
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "amsgrad": False,
+            "maximize": False,
+        }
         best, nearest = images, torch.full_like(c, torch.inf)
         for _ in range(self.settings.iterations):
             x = (place.tanh() + 1) / 2

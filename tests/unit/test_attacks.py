@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import foolbox
 import pytest
@@ -109,7 +110,7 @@ def test_targeted_attacks_reach_their_targets(lenet, seen, found):
 
 def compared_with_foolbox(net, images, labels, targets, attack):
     """Return (success, median L2 where it succeeds) of our C&W and of foolbox's; targets: None where untargeted."""
-    goal = foolbox.criteria.Misclassification(labels)
+    goal: Any = foolbox.criteria.Misclassification(labels)
     if targets is not None:
         goal = foolbox.criteria.TargetedMisclassification(targets)
     model = foolbox.PyTorchModel(population.quick_copy(net), bounds=(0, 1), device="cpu")
