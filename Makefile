@@ -4,6 +4,7 @@ BIN := .venv/bin
 BUDGET ?= 480
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN || echo 1)
 OUT ?= runs/gpu
+CHECKED := runs/checked
 
 .PHONY: install run test slow bench gpu lab
 
@@ -21,15 +22,17 @@ install: .venv/.installed
 run: install
 	@$(BIN)/mgenb run all --profile quick --jobs $(JOBS)
 
-# the tests of one file share a process, and so its fixtures; those of notebooks are long and go one by one
+# the tests of one file share a process, and so its fixtures; those of notebooks are long and go one by one, after
+# `mgenb check`, whose rows and records they compare
 test: install
 	$(BIN)/ruff check mgenb tests notebooks conftest.py
 	$(BIN)/ruff format --check mgenb tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests --ignore=tests/notebooks -m "not slow" -n auto --dist loadfile
-	$(BIN)/python -m pytest tests/notebooks -m "not slow" -n auto --dist worksteal
-	$(BIN)/mgenb check
+	rm -rf $(CHECKED)
+	$(BIN)/mgenb check --out $(CHECKED)
+	MGENB_CHECKED=$(CHECKED) $(BIN)/python -m pytest tests/notebooks -m "not slow" -n auto --dist worksteal
 
 slow: install
 	$(BIN)/python -m pytest tests -m slow

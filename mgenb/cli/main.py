@@ -118,7 +118,10 @@ def _chosen(numbers: Sequence[str] | None) -> list[catalog.Notebook]:
 
 @app.command()
 @_stopped_by_hand("nothing was changed, and the same command begins anew")
-def check(numbers: Numbers = None) -> None:
+def check(
+    numbers: Numbers = None,
+    out: Annotated[Path | None, typer.Option(help="Folder in which what they make is kept: rows, records.")] = None,
+) -> None:
     """Run notebooks and compare with their committed outputs (nbval). Example: mgenb check 01 03
 
     Then tells what would keep nbval from comparing: cells without counts or outputs, times, paths.
@@ -129,7 +132,8 @@ def check(numbers: Numbers = None) -> None:
     root = catalog.project_root()
     paths = [execute.path_of(notebook) for notebook in _chosen(numbers)]
     with tempfile.TemporaryDirectory() as temporary:
-        environment = {**os.environ, "MGENB_OUT": temporary, **(WORKER if len(paths) > 1 else {})}
+        made = str(out.resolve() if out else temporary)
+        environment = {**os.environ, "MGENB_OUT": made, **(WORKER if len(paths) > 1 else {})}
         code = subprocess.run(execute.nbval(root, paths), cwd=root, env=environment, check=False).returncode
     problems = [(path, problem) for path in paths for problem in hygiene.problems(path)]
     for path, problem in problems:
