@@ -23,6 +23,7 @@ TOGETHER = {
     "bands and noise": ["low", "mid", "high", "random", "noise_of_norm"],
     "selections": ["energy", "high_index", "fig7", "random", "magnitude", "largest", "base"],
     "models": ["trained", "generated", "noise", "average", "line_search", "ensemble", "parent", "mega"],
+    "evolutions": ["evolved", "tenth", "random_search", "noise_of_norm", "energy"],
     "verdicts": ["reproduced", "contradicted", "inconclusive", "not tested"],
 }
 
