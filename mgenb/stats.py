@@ -116,19 +116,6 @@ def pooled(groups: Sequence[ArrayLike], unit: str = "base networks") -> Estimate
     return Estimate(centre, int(sizes.sum()), unit, "t interval over groups", bounds)
 
 
-def clustered(values: ArrayLike, clusters: Sequence[object], unit: str = "base models") -> Estimate:
-    """Mean over clusters of dependent values (models of one base), t interval with G - 1 degrees of freedom.
-
-    Each cluster counts once, by its mean, whatever its size; n is the number of clusters G.
-    """
-    x = _numbers("values", values)
-    if len(clusters) != x.size:
-        raise MgenbError(f"{x.size} values with {len(clusters)} cluster labels; give one label for each value")
-    groups = {label: x[[other == label for other in clusters]] for label in dict.fromkeys(clusters)}
-    means = [group.mean() for group in groups.values()]
-    return replace(mean(means, unit), method="t interval over cluster means")
-
-
 def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str = "seeds") -> Estimate:
     """Geometric mean of paired ratios, with a t interval on their logarithms.
 

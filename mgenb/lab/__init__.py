@@ -8,7 +8,7 @@ from typing import Any
 
 _MODULES = ("figures", "explore")
 _HOME = {"start": "run"}
-_HOME |= dict.fromkeys(("load", "trained", "final_test", "caption"), "experiment")
+_HOME |= dict.fromkeys(("load", "dealt", "trained", "final_test", "caption"), "experiment")
 
 
 def __getattr__(name: str) -> Any:

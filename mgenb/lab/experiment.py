@@ -3,8 +3,9 @@
 A part names them by `dataset`, `train`, `val`, `test` (images at most, as text: a number or "all"), `arch`, `recipe`,
 `epochs`, and by `base` (the number of one network), `pair` (of two) or `tree` (of as many as its `models` says); the
 run adds `seed`, `profile`, `device` and `retrain`. Where a part names them, `folds` says that one in so many training
-images is for validation, and `first_seed` where the seeds of networks begin. `fresh` is the number of a network that
-the function itself trains anew (it may return the facts that stand with the part, as its `weights`).
+images is for validation, `first_seed` where the seeds of networks begin, and `val_classes` and `novel_classes` how many
+classes are kept from training for few-shot learning (see `dealt`). `fresh` is the number of a network that the function
+itself trains anew (it may return the facts that stand with the part, as its `weights`).
 So the function needs nothing but its part, and can be called in another process, or on another machine.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from mgenb import data, store, training
+from mgenb.data.classes import ClassSplit, split_classes
 from mgenb.errors import MgenbError
 from mgenb.executor import each, workers
 from mgenb.lab import catalog, rows
@@ -27,7 +29,8 @@ from mgenb.store import State
 
 SPLITS = ("train", "val", "test")
 LOADED = ("dataset", *SPLITS, "seed", "profile", "device", "folds")  # what makes a dataset
-WHERE_NAMED = ("folds", "first_seed")  # a part need not have them
+DEALT = ("val_classes", "novel_classes")  # for few-shot learning: how its classes are dealt
+WHERE_NAMED = ("folds", "first_seed", *DEALT)  # a part need not have them
 # how a part names its networks, and how they are called
 NUMBERED = {"base": "network", "pair": "pair", "tree": "tree", "fresh": "fresh network"}
 TRAINED = ("arch", "dataset", "train", "recipe", "epochs")  # what makes a base network, with its number
@@ -54,8 +57,22 @@ def dataset(part: rows.Part) -> data.Dataset:
 
 
 def load(part: rows.Part) -> data.Dataset:
-    """Return the dataset that a part names; it is kept for the parts that follow."""
-    return _load(*(part.get(name) for name in LOADED))
+    """Return the dataset that a part names; it is kept for the parts that follow.
+
+    Where the part deals classes, train and val hold the base classes, and the sealed test the novel ones.
+    """
+    return dealt(part).data if "novel_classes" in part else _load(*(part.get(name) for name in LOADED))
+
+
+def dealt(part: rows.Part) -> ClassSplit:
+    """Return the dataset that a part names, dealt by class for few-shot learning."""
+    val, novel = (part[name] for name in DEALT)
+    return _dealt(_load(*(part.get(name) for name in LOADED)), val, novel, part["seed"])
+
+
+@lru_cache(maxsize=2)
+def _dealt(whole: data.Dataset, val: int, novel: int, seed: int) -> ClassSplit:
+    return split_classes(whole, val=val, novel=novel, seed=seed)
 
 
 @lru_cache(maxsize=2)

@@ -1,8 +1,8 @@
 """Few-shot learning: episodes, nearest prototypes, and fine-tuning on few images a class.
 
-MGE (arXiv 2402.17486) names no protocol. Episodes are those of Vinyals et al. (2016). Two ways to classify in them:
-the nearest prototype (Snell et al. 2017) in the space that the last linear layer reads, without training; and plain
-fine-tuning of the whole network on the support images.
+MGE (arXiv 2402.17486) names no protocol. Episodes are those of Vinyals et al. (2016). Three ways to classify in them:
+the nearest prototype (Snell et al. 2017) in the space that the last linear layer reads, without training; a linear
+head on that space; and plain fine-tuning of the whole network on the support images.
 """
 
 import math
@@ -16,16 +16,13 @@ from torch.nn import functional
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 from torchvision.transforms import v2
 
-from mgenb import stats
 from mgenb.data import Split
-from mgenb.data.classes import ClassSplit
 from mgenb.devices import one_thread, precise
-from mgenb.errors import MgenbError, choose, demand
+from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.seeds import numpy_generator, torch_generator
 from mgenb.store import State
 
-DISTANCES = ("euclidean", "cosine")
 RATE = 0.001  # Adam's, in fine-tuning
 # what ImageNet's 1,000 classes hold of a dataset's, so that weights trained on them have seen it
 SEEN_IN_IMAGENET = {
@@ -107,14 +104,6 @@ def _enough(sizes: Mapping[str, np.ndarray], episodes: Episodes, what: str) -> N
             raise MgenbError(f"class {name} has {size.sum()} images in {len(size)} groups, too few for {wanted}")
 
 
-def check(split: ClassSplit, select: Episodes, novel: Episodes) -> None:
-    """Raise MgenbError where episodes cannot be drawn, of the selection or of novel classes: before training."""
-    counts = zip(split.novel, split.data.test.counts(), strict=True)
-    _enough({name: np.ones(images, dtype=np.int64) for name, images in counts}, novel, "novel")
-    names, members = split.val or split.base, _members(split.selection)
-    _enough({names[label]: np.bincount(groups) for label, (_, groups) in members.items()}, select, "val")
-
-
 def features(net: nn.Module, split: Split, state: State | None = None) -> torch.Tensor:
     """Return what the network's last linear layer reads, float32 [n, d], on the split's device.
 
@@ -134,38 +123,52 @@ def head_of(net: nn.Module) -> str:
     return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def nearest_prototype(embedded: torch.Tensor, drawn: Drawn, distance: str = "euclidean") -> torch.Tensor:
+def nearest_prototype(embedded: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     """Return whether each query image is nearest to its class's prototype, bool [count, ways, queries], on the CPU.
 
-    embedded: features, float [n, d]. A prototype is the mean of the support's features. distance: 'euclidean', of
-    which a mean is the natural centre (Snell et al., 2.3); or 'cosine'. Where a feature is NaN the query is wrong.
+    embedded: features, float [n, d]. A prototype is the mean of the support's features, the natural centre for the
+    Euclidean distance (Snell et al., 2.3). Where a feature is NaN the query is wrong.
     """
-    if choose("distance", distance, DISTANCES) == "cosine":
-        embedded = functional.normalize(embedded, dim=1)
     prototypes, queries = embedded[drawn.support].mean(2), embedded[drawn.query]
-    if distance == "cosine":
-        prototypes = functional.normalize(prototypes, dim=2)
     # |q - p|^2 without |q|^2, which is the same for all classes
     scores = torch.einsum("ewqd,epd->ewqp", queries, prototypes) - prototypes.square().sum(2)[:, None, None] / 2
     return population.classes_of(scores).cpu() == torch.arange(queries.shape[1])[:, None]
 
 
-def by_episode(right: torch.Tensor) -> np.ndarray:
-    """Return the accuracy of each episode in percent, float64 [count], from bool [count, ways, queries]."""
-    return 100 * right.double().mean((1, 2)).numpy()
-
-
-def over_classes(right: torch.Tensor, drawn: Drawn) -> stats.Estimate:
-    """Return the accuracy in percent with an interval over classes, each of which counts once.
+def by_class(right: torch.Tensor, drawn: Drawn) -> dict[int, float]:
+    """Return label -> the accuracy in percent on queries of that class, mean over the episodes that have it.
 
     Episodes are drawn again and again from the same classes and images: an interval over episodes tells how well
     these are measured, an interval over classes what to expect of other classes.
     """
-    values = 100 * right.double().mean(2).flatten().numpy()
-    return stats.clustered(values, drawn.classes.flatten().tolist(), "classes")
+    accuracies, labels = 100 * right.double().mean(2), drawn.classes.cpu()
+    return {label: accuracies[labels == label].mean().item() for label in labels.unique().tolist()}
 
 
-def accuracy_of(net: nn.Module, split: Split, episodes: Episodes, distance: str = "euclidean") -> population.Criterion:
+def linear_head(embedded: torch.Tensor, drawn: Drawn, steps: int = 100) -> torch.Tensor:
+    """Return whether each query image is right by a linear head on features, bool [count, ways, queries], on the CPU.
+
+    embedded: features, float [n, d]; they are scaled to norm 1, as in Tian et al. (2020). The head of an episode
+    minimises the cross-entropy summed over its support plus half its squared norm, by `steps` of L-BFGS at most.
+    """
+    embedded, (count, ways, shots) = functional.normalize(embedded, dim=1), drawn.support.shape
+    support, query = (embedded[index].flatten(1, 2) for index in (drawn.support, drawn.query))
+    labels = torch.arange(ways, device=embedded.device).repeat_interleave(shots).expand(count, -1)
+    weights = torch.zeros(count, embedded.shape[1], ways, device=embedded.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        total = functional.cross_entropy((support @ weights).mT, labels, reduction="sum") + weights.square().sum() / 2
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    guessed = population.classes_of(query @ weights.detach()).reshape(drawn.query.shape)
+    return guessed.cpu() == torch.arange(ways)[:, None]
+
+
+def accuracy_of(net: nn.Module, split: Split, episodes: Episodes) -> population.Criterion:
     """Return the criterion few-shot accuracy, in [0, 1]: of each state_dict, on the same episodes of `split`.
 
     A network whose features are not finite has NaN. Raises SealedSplitError for the test split.
@@ -175,7 +178,7 @@ def accuracy_of(net: nn.Module, split: Split, episodes: Episodes, distance: str 
 
     def accuracy(state: State) -> float:
         embedded = features(net, split, state)
-        right = nearest_prototype(embedded, drawn, distance).double().mean().item()
+        right = nearest_prototype(embedded, drawn).double().mean().item()
         return right if embedded.isfinite().all() else math.nan
 
     return lambda states: [accuracy(state) for state in states]
@@ -226,17 +229,16 @@ def _train(net: nn.Module, images: torch.Tensor, ways: int, steps: int) -> None:
         optimiser.step()
 
 
-def imagenet_vit(dataset: str) -> tuple[nn.Sequential | None, str]:
-    """Return ViT-B/16 with ImageNet weights and what they have seen; None and why, where they cannot be had.
+def imagenet_vit() -> nn.Sequential:
+    """Return ViT-B/16 with ImageNet weights (346 MB, in torch's own cache), for images of any size, grey ones too.
 
-    `dataset` is the name of the few-shot data. The weights (346 MB) are downloaded into torch's own cache.
+    Raises MgenbError where they cannot be had.
     """
     weights = ViT_B_16_Weights.IMAGENET1K_V1
     try:
         net = vit_b_16(weights=weights, progress=False)
     except (OSError, RuntimeError) as error:  # no network; a broken download
         why = " ".join(str(error).split())
-        return None, f"no ImageNet weights ({why}): the Vision Transformer is the small one trained on base classes"
-    seen = SEEN_IN_IMAGENET.get(dataset, "what ImageNet holds of its classes is not known")
+        raise MgenbError(f"no ImageNet weights ({why}); leave them out with imagenet=false") from error
     ready = v2.ToDtype(torch.float32, scale=True), v2.RGB(), weights.transforms(resize_size=224)
-    return nn.Sequential(*ready, net).eval(), f"ViT-B/16 trained on ImageNet; {dataset}: {seen}"
+    return nn.Sequential(*ready, net).eval()

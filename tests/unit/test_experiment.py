@@ -70,6 +70,16 @@ def test_a_part_names_the_data_and_the_networks_of_the_run():
     assert len(lab.trained({**part, "pair": 1})) == 2
 
 
+def test_a_part_may_keep_classes_from_training():
+    part = {**plan(start())[1], "seed": 0, "profile": "quick", "device": "cpu", "val_classes": 2, "novel_classes": 3}
+    dealt = lab.dealt(part)
+    assert lab.load(part) is dealt.data
+    assert [len(classes) for classes in (dealt.base, dealt.val, dealt.novel)] == [5, 2, 3]
+    assert len(dealt.data.test.counts()) == 3
+    (net,) = lab.trained(part)
+    assert list(net.parameters())[-1].shape == (5,)
+
+
 def test_a_part_may_name_where_seeds_begin_and_how_many_images_are_for_validation(monkeypatch):
     part = {**plan(start())[1], "seed": 2, "profile": "quick", "device": "cpu", "val": "all", "train": "all"}
     usual, tenth = lab.load(part), lab.load({**part, "folds": 10})

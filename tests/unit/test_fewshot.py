@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from torch import nn
 
 from mgenb import data, nets, stats, training
@@ -50,9 +52,9 @@ def untrained(digits):
     return training.fresh("lenet", digits.data, 0).eval()
 
 
-def accuracy(net, split, episodes, distance="euclidean"):
-    drawn = fewshot.draw(split, episodes)
-    return stats.mean(fewshot.by_episode(fewshot.nearest_prototype(fewshot.features(net, split), drawn, distance)))
+def accuracy(net, split, episodes):
+    right = fewshot.nearest_prototype(fewshot.features(net, split), fewshot.draw(split, episodes))
+    return stats.mean(100 * right.double().mean((1, 2)))
 
 
 def made(count, classes, dimensions=4, size=1):
@@ -137,19 +139,25 @@ def test_too_few_classes_are_told(signs, counts, message):
 @pytest.mark.parametrize(
     ("counts", "episodes", "message"),
     [
-        ({"novel": 4}, {}, "4 novel classes do not do for 5 ways"),
+        ({"novel": 4}, {}, "4 test classes do not do for 5 ways"),
         ({"novel": 5, "val": 3}, {}, "3 val classes do not do for 5 ways"),
         (
             {"novel": 5},
             {"queries": 40},
             r"has 40 images in 40 groups, too few for 1 support images and 40 queries",
         ),
-        ({"novel": 5}, {"shots": 5}, r"class 00002 has 13 images in 13 groups, too few for 5"),
+        ({"novel": 5}, {"shots": 5}, r"class 0 has 13 images in 13 groups, too few for 5"),
     ],
 )
-def test_episodes_that_cannot_be_drawn_are_told_before_training(signs, counts, episodes, message):
+def test_episodes_that_cannot_be_drawn_are_told(signs, counts, episodes, message):
+    split = split_classes(signs, **counts)
+
+    def draw_both():
+        fewshot.draw(split.selection, Episodes(**episodes))
+        fewshot.draw(split.data.test.unseal("a test"), Episodes(**episodes))
+
     with pytest.raises(MgenbError, match=message):
-        fewshot.check(split_classes(signs, **counts), Episodes(**episodes), Episodes(**episodes))
+        draw_both()
 
 
 def picture(number):
@@ -181,10 +189,9 @@ def test_a_folder_with_its_own_val_classes(tmp_path, monkeypatch):
     fewer = split_classes(dataset, val=2, novel=5)
     assert (len(fewer.base), fewer.data.num_classes, len(fewer.val), len(fewer.novel)) == (4, 4, 2, 5)
     assert fewer.selection.labels.unique().tolist() == [0, 1]
-    three, six = (Episodes(ways=ways, shots=2, queries=10) for ways in (3, 6))
-    fewshot.check(split, three, six)
+    assert fewshot.draw(split.selection, Episodes(ways=3, shots=2, queries=10)).classes.shape == (600, 3)
     with pytest.raises(MgenbError, match="3 val classes do not do for 6 ways"):
-        fewshot.check(split, six, three)
+        fewshot.draw(split.selection, Episodes(ways=6, shots=2, queries=10))
 
 
 def test_a_zip_without_val_holds_classes_of_train_out(tmp_path, monkeypatch):
@@ -203,13 +210,12 @@ def test_real_signs_and_characters(monkeypatch):
     monkeypatch.setenv("MGENB_DATA", str(REAL))
     signs = split_classes(data.load("gtsrb"), val=10, novel=13)
     assert (len(signs.base), len(signs.val), len(signs.novel)) == (20, 10, 13)
-    fewshot.check(signs, Episodes(shots=5), Episodes(shots=5))
     drawn = fewshot.draw(signs.selection, Episodes(shots=5, count=50))
     assert_apart(signs.selection, drawn)
     characters = split_classes(data.load("omniglot"), val=30)
     assert (len(characters.base), len(characters.val), len(characters.novel)) == (106, 30, 106)
     assert characters.data.test.counts() == [20] * 106
-    fewshot.check(characters, Episodes(shots=5), Episodes(shots=5))
+    assert_apart(characters.selection, fewshot.draw(characters.selection, Episodes(shots=5, count=50)))
 
 
 # ---------------------------------------------------------------- episodes
@@ -269,30 +275,45 @@ def test_images_too_few_for_shots_and_queries():
 # ---------------------------------------------------------------- prototypes
 
 
-@pytest.mark.parametrize("distance", fewshot.DISTANCES)
-def test_nearest_prototype_is_what_a_loop_finds(distance):
+def test_nearest_prototype_is_what_a_loop_finds():
     split = made(12, 6)
     found = torch.randn(72, 4, generator=torch.Generator().manual_seed(0)) + split.labels[:, None] / 3
     drawn = fewshot.draw(split, Episodes(ways=4, shots=3, queries=6, count=70))
-    right = fewshot.nearest_prototype(found, drawn, distance)
+    right = fewshot.nearest_prototype(found, drawn)
     assert 0.3 < right.double().mean() < 0.9
-    x = found.double() if distance == "euclidean" else found.double() / found.double().norm(dim=1, keepdim=True)
     for e in (0, 33, 69):
-        prototypes = [x[drawn.support[e, w]].mean(0) for w in range(4)]
+        prototypes = [found[drawn.support[e, w]].mean(0) for w in range(4)]
         for w in range(4):
             for k, image in enumerate(drawn.query[e, w].tolist()):
-                if distance == "euclidean":
-                    nearest = int(np.argmin([(x[image] - p).norm() for p in prototypes]))
-                else:
-                    nearest = int(np.argmax([x[image] @ p / p.norm() for p in prototypes]))
+                nearest = int(np.argmin([(found[image] - p).norm() for p in prototypes]))
                 assert bool(right[e, w, k]) == (nearest == w)
 
 
-@pytest.mark.parametrize("distance", fewshot.DISTANCES)
-def test_a_perfect_embedding_is_always_right(distance):
+@pytest.mark.parametrize("classify", [fewshot.nearest_prototype, fewshot.linear_head])
+def test_a_perfect_embedding_is_always_right(classify):
     split = made(20, 7)
     drawn = fewshot.draw(split, Episodes(count=30))
-    assert fewshot.nearest_prototype(torch.eye(7)[split.labels], drawn, distance).all()
+    assert classify(torch.eye(7)[split.labels], drawn).all()
+
+
+def penalised_loss(flat, images, labels):
+    weights = flat.reshape(images.shape[1], -1)
+    scores = images @ weights
+    return (logsumexp(scores, axis=1) - scores[range(len(labels)), labels]).sum() + np.square(weights).sum() / 2
+
+
+def test_a_linear_head_has_the_least_penalised_loss_in_each_episode():
+    split, labels = made(20, 6), np.repeat(range(4), 5)
+    found = torch.randn(120, 8, generator=torch.Generator().manual_seed(0)) + torch.eye(8)[split.labels]
+    drawn = fewshot.draw(split, Episodes(ways=4, shots=5, queries=6, count=10))
+    right = fewshot.linear_head(found, drawn)
+    unit, same = (found / found.norm(dim=1, keepdim=True)).double().numpy(), []
+    for support, query, ours in zip(drawn.support, drawn.query, right, strict=True):
+        weights = minimize(penalised_loss, np.zeros(32), (unit[support.flatten()], labels)).x.reshape(8, 4)
+        theirs = (unit[query.flatten()] @ weights).argmax(1).reshape(4, 6) == np.arange(4)[:, None]
+        same.append((theirs == ours.numpy()).mean())
+    assert 0.3 < right.double().mean() < 0.9
+    assert np.mean(same) > 0.99
 
 
 def test_labels_that_mean_nothing_give_chance(digits, trained):
@@ -316,17 +337,10 @@ def test_known_behaviour_on_novel_digits(digits, trained, untrained):
     assert found["u", five].interval(0.999)[0] > found["u", one].interval(0.999)[1]
 
 
-def test_accuracy_by_episode_and_over_classes_by_hand():
+def test_accuracy_by_class_by_hand():
     right = torch.tensor([[[True, True], [False, True]], [[False, False], [True, False]]])
     drawn = fewshot.Drawn(torch.tensor([[3, 5], [5, 8]]), torch.empty(2, 2, 1), torch.empty(2, 2, 2))
-    assert fewshot.by_episode(right).tolist() == [75, 25]
-    over = fewshot.over_classes(right, drawn)  # 3: 100; 5: 50 and 0; 8: 50
-    assert (over.estimate, over.n, over.unit) == (pytest.approx((100 + 25 + 50) / 3), 3, "classes")
-
-
-def test_an_unknown_distance():
-    with pytest.raises(MgenbError, match="did you mean 'cosine'"):
-        fewshot.nearest_prototype(torch.eye(3), fewshot.draw(made(16, 5), Episodes(count=1)), "cosin")
+    assert fewshot.by_class(right, drawn) == {3: 100, 5: 25, 8: 50}  # 5: 50 and 0
 
 
 # ---------------------------------------------------------------- features
@@ -365,9 +379,8 @@ def test_features_that_are_not_finite_are_wrong_and_a_failed_individual(digits, 
     state = population.state_of(trained)
     broken = {**state, "net.fc1.bias": torch.full((84,), math.nan)}
     drawn = fewshot.draw(digits.selection, Episodes(count=20))
-    for distance in fewshot.DISTANCES:
-        right = fewshot.nearest_prototype(fewshot.features(trained, digits.selection, broken), drawn, distance)
-        assert not right.any()
+    for classify in (fewshot.nearest_prototype, fewshot.linear_head):
+        assert not classify(fewshot.features(trained, digits.selection, broken), drawn).any()
     fine, failed = fewshot.accuracy_of(trained, digits.selection, Episodes(count=20))([state, broken])
     assert fine > 0.5
     assert math.isnan(failed)
@@ -376,8 +389,8 @@ def test_features_that_are_not_finite_are_wrong_and_a_failed_individual(digits, 
 def test_the_criterion_is_the_accuracy_of_each_state_and_refuses_the_test_images(digits, trained, untrained):
     episodes = Episodes(shots=2, queries=5, count=50)
     states = [population.state_of(net) for net in (trained, untrained)]
-    found = fewshot.accuracy_of(trained, digits.selection, episodes, "cosine")(iter(states))
-    expected = [accuracy(net, digits.selection, episodes, "cosine").estimate / 100 for net in (trained, untrained)]
+    found = fewshot.accuracy_of(trained, digits.selection, episodes)(iter(states))
+    expected = [accuracy(net, digits.selection, episodes).estimate / 100 for net in (trained, untrained)]
     assert found == pytest.approx(expected)
     assert found[0] > found[1]
     with pytest.raises(SealedSplitError):
@@ -442,17 +455,13 @@ def test_without_a_network_there_are_no_imagenet_weights_and_it_says_why(tmp_pat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.delenv("no_proxy", raising=False)
-    net, told = fewshot.imagenet_vit("gtsrb")
-    assert net is None
-    assert told.startswith("no ImageNet weights (<urlopen error")
-    assert "the small one trained on base classes" in told
+    with pytest.raises(MgenbError, match=r"no ImageNet weights \(<urlopen error .*imagenet=false"):
+        fewshot.imagenet_vit()
 
 
 def test_small_images_are_made_ready_for_imagenet(monkeypatch):
     monkeypatch.setattr(fewshot, "vit_b_16", lambda **_: nn.Identity())
-    net, said = fewshot.imagenet_vit("omniglot")
-    assert net is not None
-    assert said.endswith("omniglot: none of its classes is in ImageNet")
+    net = fewshot.imagenet_vit()
     grey = torch.full((2, 1, 28, 28), 255, dtype=torch.uint8)
     x = net(grey)
     assert x.shape == (2, 3, 224, 224)

@@ -27,6 +27,7 @@ TOGETHER = {
     "attackers": ["attacked_base", "energy", "most_fooled"],
     "extremes": ["most_fooled", "generated", "least_fooled"],
     "bars": ["targeted", "untargeted"],
+    "evolutions": ["evolved", "tenth", "random_search", "noise_of_norm", "energy"],
     "verdicts": ["reproduced", "contradicted", "inconclusive", "not tested"],
 }
 

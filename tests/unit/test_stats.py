@@ -76,17 +76,6 @@ def test_pooled_covers_groups_of_unlike_size_and_spread() -> None:
         stats.pooled([])
 
 
-def test_clustered_covers_where_a_plain_mean_does_not() -> None:
-    labels = np.repeat(np.arange(5), 20)
-
-    def values(rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(0, 1, 5)[labels] + rng.normal(0, 0.5, 100)
-
-    assert coverage(lambda rng: stats.clustered(values(rng), labels.tolist()), 0) == pytest.approx(0.95, abs=0.03)
-    assert coverage(lambda rng: stats.mean(values(rng)), 0) < 0.7
-    assert stats.clustered([1.0, 2, 3], ["a", "a", "b"]).n == 2
-
-
 def test_ratio_covers() -> None:
     def draw(rng: np.random.Generator) -> stats.Estimate:
         return stats.ratio(3 * np.exp(rng.normal(0, 0.3, 8)), np.exp(rng.normal(0, 0.3, 8)))
@@ -130,7 +119,6 @@ def test_holm_known_example() -> None:
         lambda: stats.paired([1.0], [1.0, 2.0]),
         lambda: stats.proportion(3, 2),
         lambda: stats.proportion(0, 0),
-        lambda: stats.clustered([1.0, 2.0], ["a"]),
         lambda: stats.ratio([1.0, 0.0, 2.0], [1.0, 1.0, 1.0]),
         lambda: stats.mean([1.0, 2, 3]).interval(95),
         lambda: stats.mean([1.0, 2, 3]).times(0),
