@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,12 +191,6 @@ class Run:
         print(f"{len(val)} x {how.arch}, {sound}")
         scale = claims.Scale(self.profile, about["variant"], about["name"], how.arch, self.chosen.by_hand)
         self.made[how.place] = Bases(scale, 1 / about["classes"], how.floor, val, tuple(test))
-
-    def leak(self, dataset: data.Dataset, reason: str) -> data.Split:
-        """Return the test images for selection, as a paper's code did: it is told, and marks the record."""
-        self.notes["leaks"].append({"dataset": dataset.name, "reason": reason})
-        print(f"LEAK: test images of {dataset.name} are used for selection: {reason}")
-        return replace(dataset.test.unseal(f"LEAK: {reason}"), role="leaked test")
 
     def knows(self, claim_id: str) -> bool:
         """Return whether the registry has this claim of the notebook; of networks that no paper tried it has none."""

@@ -21,7 +21,6 @@ from mgenb.errors import MgenbError
 from mgenb.lab import catalog, evidence
 from mgenb.lab import record as recording
 from mgenb.lab.run import record_of
-from mgenb.measure import population
 from mgenb.mge import frequency
 
 STEM = "01_frequency_sensitivity"
@@ -310,20 +309,6 @@ def test_another_measure_sees_the_test_images(capsys):
 
     state = {**net.state_dict(), "net.fc2.bias": torch.ones(10)}
     assert lab.final_test(dataset, {"ones": (net, lambda: state)}, confident) == {"ones": ("test", 100, 10.0)}
-
-
-def test_a_leak_is_told_recorded_and_asked_about(out, capsys):
-    run = start(**TINY)
-    dataset = run.load()
-    net = run.bases(dataset)[0]
-    leaked = run.leak(dataset, "as the author's code")
-    assert "LEAK: test images of mnist are used for selection: as the author's code" in capsys.readouterr().out
-    assert population.accuracy_on(net, leaked)([net.state_dict()])[0] <= 1  # selection takes it
-    assert len(dataset.test.uses) == 1
-    run.finish()
-    record = recording.read(out / f"{STEM}.json")
-    assert record.leaks == [{"dataset": "mnist", "reason": "as the author's code"}]
-    assert any("LEAK, test images were used for selection" in line for line in recording.audit([record]))
 
 
 def test_generating_candidates_needs_no_look_at_the_test_split(capsys):
