@@ -137,20 +137,12 @@ def of_reading(options: Mapping[str, Any], *, t: float, z: float) -> tuple[Setti
 
 
 def gradient_steps(
-    net: nn.Module,
-    base: State,
-    settings: Settings,
-    seed: int,
-    train: Split,
-    *,
-    steps: int,
-    start: State | None = None,
-    rate: float = 0.01,
+    net: nn.Module, base: State, settings: Settings, seed: int, train: Split, *, steps: int, start: State | None = None
 ) -> State:
     """Return the candidate `generate(base, settings, seed)` after `steps` (n_D) steps of SGD on what was redrawn of it.
 
-    Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images, with
-    momentum 0.9. What was kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not
+    Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images, at a
+    rate of 0.01 with momentum 0.9. What was kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not
     training-free**. `start` stands in for the candidate: the base itself, or one with noise, is what to compare with.
     One mask for all seeds is asked for: MgenbError for a mask or a z that is drawn.
     """
@@ -162,7 +154,7 @@ def gradient_steps(
     weights = {name: trained.get_parameter(name).requires_grad_() for name in frequency.weight_names(base)}
     for name, weight in weights.items():
         weight.register_hook(partial(_on_the_redrawn, unimportant(base[name], settings, seed), settings))
-    optimiser = torch.optim.SGD(weights.values(), rate, momentum=0.9)
+    optimiser = torch.optim.SGD(weights.values(), 0.01, momentum=0.9)
     generator = torch_generator(seed, "gradient steps")
     for _ in range(steps):
         index = torch.randint(len(train), (64,), generator=generator).to(train.images.device)
