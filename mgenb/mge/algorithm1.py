@@ -142,9 +142,9 @@ def gradient_steps(
     """Return the candidate `generate(base, settings, seed)` after `steps` (n_D) steps of SGD on what was redrawn of it.
 
     Line 6 applied: its gradient of D is read as that of the cross-entropy, on batches of 64 training images, at a
-    rate of 0.01 with momentum 0.9. What was kept stays, and so do biases and BatchNorm. It takes gradients and labels: **not
-    training-free**. `start` stands in for the candidate: the base itself, or one with noise, is what to compare with.
-    One mask for all seeds is asked for: MgenbError for a mask or a z that is drawn.
+    rate of 0.01 with momentum 0.9. What was kept stays, and so do biases and BatchNorm. It takes gradients and labels:
+    **not training-free**. `start` stands in for the candidate: the base itself, or one with noise, is what to compare
+    with. One mask for all seeds is asked for: MgenbError for a mask or a z that is drawn.
     """
     if not settings.fixed:
         raise MgenbError(f"gradient steps need one mask: selection {settings.selection!r} or z_drawn is not for them")

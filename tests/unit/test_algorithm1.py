@@ -439,7 +439,7 @@ def test_gradient_steps_lower_the_loss_and_change_nothing_but_what_was_redrawn(d
     settings = mge.Settings(domain=domain, selection=selection, share=0.3, z=0.5)
     base = {name: value.clone() for name, value in net.state_dict().items()}
     before = mge.generate(base, settings, 3)
-    after = algorithm1.gradient_steps(net, base, settings, 3, few, steps=30, rate=0.05)
+    after = algorithm1.gradient_steps(net, base, settings, 3, few, steps=150)
     for name in base:
         change = after[name] - before[name]
         if name in frequency.weight_names(base):
@@ -452,6 +452,11 @@ def test_gradient_steps_lower_the_loss_and_change_nothing_but_what_was_redrawn(d
     losses = [functional.cross_entropy(population.logits(net, few, state), few.labels) for state in (before, after)]
     assert losses[1] < losses[0] - 0.01
     assert same(net.state_dict(), base)
+    from_base = algorithm1.gradient_steps(net, base, settings, 3, few, steps=1, start=base)
+    moved = torch.stack(
+        [(from_base[name] - base[name]).norm() for name in base if name in frequency.weight_names(base)]
+    )
+    assert 0 < moved.max() < 0.1  # one step from the base, not from the candidate
     with pytest.raises(MgenbError, match="one mask"):
         algorithm1.gradient_steps(net, base, mge.Settings(selection="random"), 3, few, steps=1)
 
