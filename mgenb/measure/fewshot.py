@@ -150,7 +150,10 @@ def linear_head(embedded: torch.Tensor, drawn: Drawn, steps: int = 100) -> torch
 
     embedded: features, float [n, d]; they are scaled to norm 1, as in Tian et al. (2020). The head of an episode
     minimises the cross-entropy summed over its support plus half its squared norm, by `steps` of L-BFGS at most.
+    Where features are not finite all are wrong.
     """
+    if not embedded.isfinite().all():
+        return torch.zeros(drawn.query.shape, dtype=torch.bool)
     embedded, (count, ways, shots) = functional.normalize(embedded, dim=1), drawn.support.shape
     support, query = (embedded[index].flatten(1, 2) for index in (drawn.support, drawn.query))
     labels = torch.arange(ways, device=embedded.device).repeat_interleave(shots).expand(count, -1)

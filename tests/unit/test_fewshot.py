@@ -139,12 +139,12 @@ def test_too_few_classes_are_told(signs, counts, message):
 @pytest.mark.parametrize(
     ("counts", "episodes", "message"),
     [
-        ({"novel": 4}, {}, "4 test classes do not do for 5 ways"),
+        ({"novel": 4}, {"queries": 5}, "4 test classes do not do for 5 ways"),
         ({"novel": 5, "val": 3}, {}, "3 val classes do not do for 5 ways"),
         (
             {"novel": 5},
             {"queries": 40},
-            r"has 40 images in 40 groups, too few for 1 support images and 40 queries",
+            r"class 0 has 13 images in 13 groups, too few for 1 support images and 40 queries",
         ),
         ({"novel": 5}, {"shots": 5}, r"class 0 has 13 images in 13 groups, too few for 5"),
     ],
