@@ -70,11 +70,15 @@ def test_measuring_again_gives_the_committed_rows(stem, tmp_path):
     exact = list(before if alike else before.columns.difference(measured))
     difference = first_difference(now[exact], before[exact])
     assert now[exact].equals(before[exact]), f"figures/quick/{stem}.csv, {difference}: {cure}"
+    # on another processor single images may go over: one of the fewest that a share is of
+    allowed = max(
+        ALLOWED, 100 / min(about["counts"][split] for about in old.parts["described"] for split in ("val", "test"))
+    )
     same = fresh.parts["weights"].eq(old.parts["weights"]).repeat(old.parts["rows"]).to_numpy()
     for name in measured:  # of other networks only the kind of rows is known
         shares = same & (("(%)" in name) | before["what"].str.contains("(%)", regex=False))
         apart = (now[name] - before[name])[shares].abs().max()
-        assert not apart > ALLOWED  # where there is no share it is no number
+        assert not apart > allowed + 1e-6  # where there is no share it is no number
 
 
 @pytest.mark.parametrize(("path", "drawn"), RECORDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
