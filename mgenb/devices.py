@@ -12,6 +12,7 @@ import torch
 from mgenb.errors import MgenbError, choose
 
 PRECISIONS = ("float32", "tf32")
+COUNTING = "tf32"  # in which a GPU counts right images, unless it is told otherwise
 
 
 def device(name: str | torch.device) -> torch.device:

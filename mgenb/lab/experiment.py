@@ -21,6 +21,7 @@ from torch import nn
 
 from mgenb import data, store, training
 from mgenb.data.classes import ClassSplit, split_classes
+from mgenb.devices import COUNTING
 from mgenb.errors import MgenbError
 from mgenb.executor import each, workers
 from mgenb.lab import catalog, rows
@@ -175,7 +176,7 @@ def _facts(run: rows.Part, part: rows.Part) -> dict[str, Any]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what computes on `device`: its name, the cores beside it, and the version of torch."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    name = f"{torch.cuda.get_device_name(device)}, counting in {COUNTING}" if device.type == "cuda" else "cpu"
     return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__}
 
 

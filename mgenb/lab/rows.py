@@ -100,7 +100,7 @@ def measure(
         files[number] = kept / f"{key}.json"
         if stored:
             _keep(files[number], stored, arrays)
-    _write([files[number] for number in range(len(plain))], experiment, folder)
+    write([files[number] for number in range(len(plain))], experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
 
@@ -132,11 +132,12 @@ def _keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     from mgenb.store import write_atomic, write_json
 
     if arrays:
-        write_atomic(file.with_suffix(".npz"), partial(_save_arrays, arrays))
+        write_atomic(file.with_suffix(".npz"), partial(save_arrays, arrays))
     write_json(file, stored, sort_keys=False)  # their order is that of the columns
 
 
-def _save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+def save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+    """Write arrays of numbers or texts as .npz; MgenbError for others."""
     if bad := next((name for name, array in arrays.items() if array.dtype.hasobject), None):
         raise MgenbError(f"the array {bad!r} holds objects; right are numbers or texts, so that no pickle is written")
     with file.open("wb") as handle:
@@ -182,8 +183,8 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
-    """Put the parts together in the three files."""
+def write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
+    """Put parts, each as `measure` kept it, together in the three files."""
     from mgenb.store import write_atomic, write_json, write_text
 
     parts = [_read_json(file) for file in files]
@@ -197,7 +198,7 @@ def _write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
         raise MgenbError(f"{csv} would be above {LARGEST:,} bytes; what is large belongs in the .npz")
     write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
-        write_atomic(csv.with_suffix(".npz"), partial(_save_arrays, arrays))
+        write_atomic(csv.with_suffix(".npz"), partial(save_arrays, arrays))
     counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
     head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
     write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mgenb.data import Split
-from mgenb.devices import precise
+from mgenb.devices import COUNTING, precise
 from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.measure.fused import fuse
 from mgenb.measure.speed import CPU_BATCH, USUAL, evaluated, fastest, ordered
@@ -86,15 +86,16 @@ class Count:
 
 
 def count(
-    net: nn.Module, split: Split, states: Iterable[State], *, fewest: int | None = None, precision: str = "float32"
+    net: nn.Module, split: Split, states: Iterable[State], *, fewest: int | None = None, precision: str = COUNTING
 ) -> list[Count]:
     """Return how many images each state_dict of a population has right, in the order given.
 
     `states` is consumed as it is evaluated: a generator keeps few of them in memory. With `fewest` a model's
     pass ends as soon as it is certain whether it has at least that many right: the decision is that of the
     full pass, the count is bounds only; since that selects, the test split is refused (SealedSplitError).
-    `precision`: 'tf32' lets a GPU's convolutions and matrices drop the last 13 bits of what they read: several
-    times faster, and a few images in ten thousand are classified otherwise. Elsewhere it changes nothing.
+    `precision`: with 'tf32' a GPU's convolutions and matrices drop the last 13 bits of what they read, which is several
+    times faster, and at most a few images in ten thousand are classified otherwise than in 'float32'. On a CPU it
+    changes nothing.
     """
     return counter(net, split, precision)(states, fewest)
 
@@ -104,7 +105,7 @@ Counter = Callable[[Iterable[State], int | None], list[Count]]
 Prepared = tuple[Callable[[int | None], int], Callable[[State], Callable[[torch.Tensor], torch.Tensor]]]
 
 
-def counter(net: nn.Module, split: Split, precision: str = "float32") -> Counter:
+def counter(net: nn.Module, split: Split, precision: str = COUNTING) -> Counter:
     """Return (states, fewest) -> counts, as `count`; what depends on network and images alone is prepared once."""
     batch_of, classifier = (_fused if split.images.is_cuda else _plain)(net, split, precision)
 
@@ -124,7 +125,7 @@ def counter(net: nn.Module, split: Split, precision: str = "float32") -> Counter
     return counted
 
 
-def _plain(net: nn.Module, split: Split, precision: str = "float32") -> Prepared:
+def _plain(net: nn.Module, split: Split, precision: str = COUNTING) -> Prepared:
     """Return how a CPU classifies: in the way that is fastest there, and into the classes of the usual way.
 
     Another memory order or batch moves logits by some millionths of the largest, so a batch in which that could change
@@ -154,7 +155,7 @@ def _close(logits: torch.Tensor) -> bool:
     return not (first - second).min() > CLOSE * logits.abs().max()
 
 
-def accuracy_on(net: nn.Module, split: Split, precision: str = "float32") -> Criterion:
+def accuracy_on(net: nn.Module, split: Split, precision: str = COUNTING) -> Criterion:
     """Return the criterion accuracy on `split`, in [0, 1], for what selects; SealedSplitError for the test split."""
     refuse_test(split)
     counted = counter(net, split, precision)
@@ -180,7 +181,7 @@ def predictions(net: nn.Module, split: Split, states: Iterable[State]) -> torch.
     return torch.stack(rows)
 
 
-def _fused(net: nn.Module, split: Split, precision: str = "float32") -> Prepared:
+def _fused(net: nn.Module, split: Split, precision: str) -> Prepared:
     """Return how a GPU classifies: in large batches, with few passes over memory."""
     try:
         slim, folded = fuse(net)

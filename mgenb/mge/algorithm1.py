@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from mgenb.data import Split
+from mgenb.devices import COUNTING, precise
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
 from mgenb.mge import frequency
@@ -216,7 +217,8 @@ def cached(net: nn.Module, split: Split) -> Fitness:
         def judge(weight: torch.Tensor, measure: Measure) -> Any:
             scratch.get_parameter(name).copy_(weight)
             logits = (part.run_nodes(after, start)[last] for start in starts)
-            return measure(logits, (labels for _, labels in batches), len(split))
+            with precise(COUNTING):
+                return measure(logits, (labels for _, labels in batches), len(split))
 
         return judge
 

@@ -44,7 +44,7 @@ def test_network_fused_layers_and_cpu_agree(arch, images):
     assert (population.predictions(net, there, states) != on_cpu).sum() <= most
     labels = on_cpu[0].to("cuda")  # so that a count says how many predictions are the CPU's
     asked = Split(there.images, labels, there.groups, "val")
-    right = [one.right for one in population.count(net, asked, states)]
+    right = [one.right for one in population.count(net, asked, states, precision="float32")]
     wanted = [IMAGES, int((on_cpu[1] == on_cpu[0]).sum())]
     assert all(abs(found - expected) <= most for found, expected in zip(right, wanted, strict=True))
 

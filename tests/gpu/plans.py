@@ -1,0 +1,127 @@
+"""The parts of the `paper` profile: what each notebook plans, how one part is measured, and how parts come together.
+
+A notebook is asked for its plan by running its cells, without a kernel, up to where it hands parts to `run.measure`.
+"""
+
+import io
+import json
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mgenb.lab import catalog, execute, experiment, rows
+
+# in order of worth: Fig. 5, Fig. 6, Fig. 7, the text on weights; seconds that a part takes while others run beside it
+WORTH = {"02": 120.0, "01": 150.0, "03": 60.0, "04": 90.0}
+
+
+class Planned(Exception):
+    """Raised in place of measuring."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a notebook hands to `run.measure`; `run` is what the run adds to each part."""
+
+    parts: tuple[dict[str, Any], ...]
+    function: Callable[[dict[str, Any]], Any]
+    of: rows.Experiment
+    run: dict[str, Any]
+
+
+@cache
+def plan(number: str, profile: str, device: str) -> Plan:
+    """Return the plan of a notebook under a profile."""
+    notebook, found = catalog.find(number), list[Plan]()
+
+    def measure(parts: Sequence[dict[str, Any]], function: Callable[..., Any], *, version: int) -> None:
+        run = names["run"]
+        of_run = {"seed": run.seed, "profile": profile, "device": str(run.device), "retrain": False}
+        found.append(Plan(tuple(parts), function, rows.Experiment(notebook.stem, version, run.seed), of_run))
+        raise Planned
+
+    names: dict[str, Any] = {}
+    for cell in json.loads(execute.path_of(notebook).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            try:
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    exec("".join(cell["source"]), names)
+            except Planned:
+                break
+            if "parameters" in cell["metadata"].get("tags", []):
+                names |= {"profile": profile, "device": device}
+            if "run" in names:
+                names["run"].measure = measure
+    return found[0]
+
+
+def in_order(profile: str, device: str, only: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield (notebook, number of the part): one base network of each network, then more, by worth."""
+    every = []
+    for worth, number in enumerate(only):
+        seen: dict[tuple[str, str], int] = {}
+        for index, part in enumerate(plan(number, profile, device).parts):
+            place = part["arch"], part["dataset"]
+            seen[place] = seen.get(place, -1) + 1
+            every.append((seen[place] > 0, worth, seen[place], index, number))
+    for *_, index, number in sorted(every):
+        yield number, index
+
+
+def measured(out: Path, profile: str, device: str, task: tuple[str, int]) -> tuple[tuple[str, int], float, str]:
+    """Measure one part into a folder of its own; return the task, its seconds, and what went wrong, "" if nothing."""
+    number, index = task
+    try:
+        of = plan(number, profile, device)
+        folder = out / of.of.stem / f"{index:03}"
+        made = experiment.measure([of.parts[index]], of.function, of.of, of.run, folder)
+        return task, float(made.parts["seconds"].iloc[0]), ""
+    except Exception:
+        return task, 0.0, traceback.format_exc()
+
+
+def there(profile: str, folder: Path) -> set[tuple[str, int]]:
+    """Return which parts of the plans `folder` has rows of already."""
+    found = set()
+    for number in WORTH:
+        of = plan(number, profile, "cpu")
+        csv = folder / f"{of.of.stem}.csv"
+        if csv.exists() and rows.read(csv).experiment == of.of:
+            stored = [one["part"] for one in json.loads(csv.with_suffix(".parts.json").read_text())["parts"]]
+            found |= {(number, index) for index, part in enumerate(of.parts) if part in stored}
+    return found
+
+
+def join(brought: Path, folder: Path, profile: str, work: Path) -> Iterator[str]:
+    """Put the parts that were brought back and those in `folder` together there; yield what each notebook now has."""
+    for number in WORTH:
+        of = plan(number, profile, "cpu")
+        csv = folder / f"{of.of.stem}.csv"
+        files = list(brought.glob(f"{of.of.stem}/*/{of.of.stem}.parts/*.json"))
+        if csv.exists() and rows.read(csv).experiment == of.of:
+            files = [*_apart(csv, work / of.of.stem), *files]
+        by_part = {json.dumps(json.loads(file.read_text())["part"], sort_keys=True): file for file in reversed(files)}
+        chosen = [by_part[key] for key in (json.dumps(part, sort_keys=True) for part in of.parts) if key in by_part]
+        if chosen:
+            rows.write(chosen, of.of, folder)
+            yield f"{of.of.stem}: {len(chosen)} of {len(of.parts)} parts"
+
+
+def _apart(csv: Path, folder: Path) -> Iterator[Path]:
+    """Take joined rows apart again: each part as it was when it was measured."""
+    joined, begins = rows.read(csv), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for stored in json.loads(csv.with_suffix(".parts.json").read_text())["parts"]:
+        own = joined.frame.iloc[begins : begins + stored["rows"]].drop(columns=list(stored["part"]))
+        begins += stored["rows"]
+        listed = [{n: None if v != v else v for n, v in row.items()} for row in own.to_dict("records")]
+        file = folder / f"{stored['about']['key']}.json"
+        file.write_text(json.dumps({"part": stored["part"], "rows": listed, "about": stored["about"]}))
+        arrays = {n: a for n, a in joined.arrays.items() if n.startswith(stored["about"]["key"])}
+        if arrays:
+            rows.save_arrays(arrays, file.with_suffix(".npz"))
+        yield file
