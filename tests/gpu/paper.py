@@ -1,4 +1,4 @@
-"""Measure parts of the `paper` profile, several at once, in order of worth, until the time ends; or join what came back.
+"""Measure parts of the `paper` profile, several at once, in order of worth, until the time ends; or join them here.
 
 `paper.zip` in the output folder holds all parts that are done, and is written anew after each.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import plans
+import plans  # type: ignore[import-not-found]
 
 from mgenb import data
 from mgenb.executor import each, workers
