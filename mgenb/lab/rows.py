@@ -183,8 +183,8 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
-    """Put parts, each as `measure` kept it, together in the three files."""
+def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: int = 0) -> None:
+    """Put parts, each as `measure` kept it, together in the three files; `planned`: how many there should be."""
     from mgenb.store import write_atomic, write_json, write_text
 
     parts = [_read_json(file) for file in files]
@@ -200,7 +200,8 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path) -> None:
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(save_arrays, arrays))
     counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
-    head = {"schema": SCHEMA, **asdict(experiment), "columns": columns}
+    lacking = {"planned": planned} if planned > len(parts) else {}
+    head = {"schema": SCHEMA, **asdict(experiment), **lacking, "columns": columns}
     write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)
 
 
@@ -235,7 +236,7 @@ def read(path: Path) -> Rows:
         raise MgenbError(f"{path} has {len(raw)} rows; right is {parts['rows'].sum()}, as many as its parts have")
     frame = pd.DataFrame({name: _typed(path, raw[name], columns[name]) for name in raw.columns})
     _check_weights(path, parts)
-    return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), len(parts))
+    return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), head.get("planned", len(parts)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -148,10 +148,11 @@ class Run:
         return measured
 
     def best_rows(self, own: rows.Rows) -> rows.Rows:
-        """Return the committed rows of the highest profile above this run's; `own` where there are none."""
+        """Return the committed rows of the highest profile above this run's that is finished; `own` where none is."""
         for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
             path = catalog.project_root() / "figures" / profile / f"{self.notebook.measured_in}.csv"
-            if path.exists() and (best := rows.read(path)).experiment.version == self.version:
+            best = rows.read(path) if path.exists() else own
+            if best.experiment.version == self.version and not best.unfinished:
                 return best
         return own
 

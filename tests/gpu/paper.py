@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for paper.zip")
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--jobs", default="6", help="parts measured at once")
+    parser.add_argument("--jobs", default="3", help="parts measured at once")
     parser.add_argument("--only", default=",".join(plans.WORTH), help="notebooks, in order of worth")
     parser.add_argument("--most", type=int, default=1000, help="parts at most")
     parser.add_argument("--profile", default="paper")

@@ -107,7 +107,7 @@ def join(brought: Path, folder: Path, profile: str, work: Path) -> Iterator[str]
         by_part = {json.dumps(json.loads(file.read_text())["part"], sort_keys=True): file for file in reversed(files)}
         chosen = [by_part[key] for key in (json.dumps(part, sort_keys=True) for part in of.parts) if key in by_part]
         if chosen:
-            rows.write(chosen, of.of, folder)
+            rows.write(chosen, of.of, folder, len(of.parts))
             yield f"{of.of.stem}: {len(chosen)} of {len(of.parts)} parts"
 
 

@@ -1,4 +1,4 @@
-"""One stretch of time on a GPU, used well: the tests, then the parts of `parts.py` in order of worth, until it ends.
+"""One stretch of time on a GPU, used well: the tests, parts of the `paper` profile (`paper.py`), then speeds.
 
 Needs Python with torch and torchvision, this repository, and what the README beside it says of wheels and data. Each
 part's rows are written as soon as it ends; a part that hangs is stopped, named, and the next one goes on.
@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with data sets, as MGENB_DATA")
     parser.add_argument("--wheels", type=Path, help="folder with wheels of what Python lacks there")
     parser.add_argument("--tests", type=float, default=150, help="seconds for the tests at most; 0: none")
-    parser.add_argument("--only", help="parts to run, separated by commas; all that have no rows yet otherwise")
+    parser.add_argument("--only", help="speeds to measure, separated by commas; all that have no rows yet otherwise")
+    parser.add_argument("--no-paper", action="store_true", help="leave out the parts of the paper profile")
     given = parser.parse_args()
     ends = time.monotonic() + given.budget
     given.out.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,8 @@ def main() -> int:
     if subprocess.run(asked, env=environment, check=False).returncode:
         sys.exit("no GPU here: PyTorch is missing or sees no CUDA device; `mgenb doctor` says more")
     failed = run_tests(given.out, environment, given.tests) if given.tests else 0
+    if not given.no_paper:
+        run_paper(given.out, environment, ends)
     run_parts(given.out, environment, ends, given.only)
     return failed
 
@@ -65,6 +68,16 @@ def run_tests(out: Path, environment: dict[str, str], limit: float) -> int:
     print("\n".join((out / "tests.log").read_text().splitlines()[-40:]), flush=True)
     print(f"tests ended with {code}", flush=True)
     return code
+
+
+def run_paper(out: Path, environment: dict[str, str], ends: float) -> None:
+    """Measure parts of the paper profile until the time ends; those that are done are in paper.zip."""
+    left = ends - time.monotonic()
+    command = [sys.executable, str(ROOT / "tests/gpu/paper.py"), "--out", str(out), "--seconds", str(left)]
+    try:
+        subprocess.run(command, cwd=ROOT, env=environment, timeout=max(1.0, left), check=False)
+    except subprocess.TimeoutExpired:
+        print("paper.py: stopped, its time is spent", flush=True)
 
 
 def run_parts(out: Path, environment: dict[str, str], ends: float, only: str | None) -> None:
