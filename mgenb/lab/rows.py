@@ -200,8 +200,7 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: 
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(save_arrays, arrays))
     counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
-    lacking = {"planned": planned} if planned > len(parts) else {}
-    head = {"schema": SCHEMA, **asdict(experiment), **lacking, "columns": columns}
+    head = {"schema": SCHEMA, **asdict(experiment), "planned": planned or len(parts), "columns": columns}
     write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)
 
 

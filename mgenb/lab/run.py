@@ -151,8 +151,8 @@ class Run:
         """Return the committed rows of the highest profile above this run's that is finished; `own` where none is."""
         for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
             path = catalog.project_root() / "figures" / profile / f"{self.notebook.measured_in}.csv"
-            best = rows.read(path) if path.exists() else own
-            if best.experiment.version == self.version and not best.unfinished:
+            best = rows.read(path) if path.exists() else None
+            if best and best.experiment.version == self.version and not best.unfinished:
                 return best
         return own
 

@@ -1,5 +1,6 @@
 """What experiments stand on: data and networks by name, one look at the test images, and analysis without either."""
 
+import json
 import os
 from pathlib import Path
 
@@ -191,6 +192,10 @@ def test_the_best_rows_are_the_committed_ones_of_a_larger_profile_of_the_same_ve
     assert cpu.frame.equals(own.frame)
     run.version = 2
     assert run.best_rows(own) is own
+    run.version, beside = 1, tmp_path / "figures" / "cpu" / f"{STEM}.parts.json"
+    head = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**head, "planned": head["planned"] + 1}))
+    assert run.best_rows(own) is own  # it is not finished
 
 
 def test_what_is_told_comes_from_values():
