@@ -79,8 +79,7 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     `parameters.check` refuses, and for a folder that cannot take the results.
     """
     chosen = catalog.notebooks() if wanted == "all" else (catalog.find(wanted),)
-    texts = _pairs(given)
-    jobs = []
+    texts, jobs = _pairs(given), list[Job]()
     for notebook in chosen:
         values, changed = _checked(notebook, profile, texts)
         folder = (out or catalog.output_dir(profile, changed)).expanduser().resolve()
@@ -160,6 +159,8 @@ def execute(job: Job) -> Outcome:
 
 def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> str:
     """Execute a notebook into `folder`; return what went wrong, "" when nothing did."""
+    # with it jsonschema would build a grammar of URIs at each start, for seconds
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -211,8 +212,8 @@ def _publish(folder: Path, stem: str, results: Path, notebook: Path | None) -> N
     The executed notebook goes to `notebook`, or nowhere. It and then the record are the last to change.
     """
     files = filter(Path.is_file, (*folder.glob(f"{stem}.parts/*"), *folder.glob(f"{stem}[-.]*")))
-    names = [path.relative_to(folder).as_posix() for path in files]
-    names.sort(key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
+    made = (path.relative_to(folder).as_posix() for path in files)
+    names = sorted(made, key=lambda name: (name == f"{stem}.json", name == f"{stem}.ipynb"))
     places = {name: notebook if name == f"{stem}.ipynb" else results / name for name in names}
     earlier = [*results.glob(f"{stem}-*.png"), results / f"{stem}.json"]
     gone = [path for path in earlier if path.name not in places]
