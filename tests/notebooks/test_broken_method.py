@@ -42,12 +42,13 @@ from mgenb.mge import generator
 mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "05_generated_vs_trained": """
-from mgenb.lab import rows
-read = rows.read
+from dataclasses import replace
+from mgenb.lab import rows as stored
+read = stored.read
 def copies(path):
     measured = read(path)
-    return rows.replace(measured, frame=measured.frame.assign(distance=0.0))
-rows.read = copies
+    return replace(measured, frame=measured.frame.assign(distance=0.0))
+stored.read = copies
 """,
     "06_accuracy_table": """
 from mgenb.measure import population
