@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mgenb.data.splits import Dataset, Split, split_indices
+from mgenb.data.splits import Dataset, SealedSplit, Split, split_indices
 from mgenb.errors import MgenbError
 from mgenb.seeds import numpy_generator
 
@@ -38,7 +38,7 @@ def split_classes(dataset: Dataset, *, val: int = 0, novel: int = 0, seed: int =
 
     Where the source keeps classes apart (omniglot, cifar_fs, mini_imagenet) novel classes are those of its test part
     and val classes those of its val part, with 0 for all of them. Else they are dealt from train's classes: images of
-    base and val classes come from the train part, of novel ones from the test part.
+    all classes come from train and val together, whose groups are known, and those of the novel ones are sealed.
     Raises MgenbError when more classes are asked for than there are, or fewer than two are left as base.
     """
     decks = {role: _deck(dataset, role, seed) for role in ("train", *dataset.apart)}
@@ -57,7 +57,7 @@ def split_classes(dataset: Dataset, *, val: int = 0, novel: int = 0, seed: int =
     if len(base) < 2:
         raise MgenbError(f"{dataset.name} has {len(base)} classes left as base; right is at least 2")
     data = _of_base(dataset, base, labels["novel"], seed)
-    selection = _of_val(dataset, labels["val"]) if labels["val"] else data.val
+    selection = _all_of(dataset, labels["val"], "val") if labels["val"] else data.val
     return ClassSplit(data, selection, data.classes, names["val"], names["novel"])
 
 
@@ -76,15 +76,14 @@ def _of_base(dataset: Dataset, base: list[int], novel: list[int], seed: int) -> 
     else:
         val = dataset.val.only(base)
     digest = hashlib.sha256(f"{dataset.digest} {base} {novel} {seed}".encode()).hexdigest()[:20]
-    test = dataset.test.only(novel)
+    test, apart = dataset.test, "test" in dataset.apart
+    test = test.only(novel) if apart else SealedSplit(_all_of(dataset, novel, "test"), test.uses)
     return replace(dataset, classes=names, train=train, val=val, test=test, digest=digest, apart=("test",))
 
 
-def _of_val(dataset: Dataset, labels: list[int]) -> Split:
-    """Return all images of the val classes: of the source's val part, or of train and val together."""
+def _all_of(dataset: Dataset, labels: list[int], role: str) -> Split:
+    """Return all images of val or novel classes: of the val part where it is apart, or of train and val together."""
     splits = (dataset.val,) if "val" in dataset.apart else (dataset.train, dataset.val)
     parts = [split.only(labels) for split in splits]
-    images, truth, groups = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "groups")
-    )
-    return Split(images, truth, groups, "val")
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "groups"))
+    return Split(*tensors, role)
