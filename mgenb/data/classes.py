@@ -81,9 +81,9 @@ def _of_base(dataset: Dataset, base: list[int], novel: list[int], seed: int) -> 
     return replace(dataset, classes=names, train=train, val=val, test=test, digest=digest, apart=("test",))
 
 
-def _all_of(dataset: Dataset, labels: list[int], role: str) -> Split:
+def _all_of(dataset: Dataset, chosen: list[int], role: str) -> Split:
     """Return all images of val or novel classes: of the val part where it is apart, or of train and val together."""
     splits = (dataset.val,) if "val" in dataset.apart else (dataset.train, dataset.val)
-    parts = [split.only(labels) for split in splits]
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "groups"))
-    return Split(*tensors, role)
+    parts = [split.only(chosen) for split in splits]
+    images, labels, groups = (torch.cat([getattr(p, name) for p in parts]) for name in ("images", "labels", "groups"))
+    return Split(images, labels, groups, role)

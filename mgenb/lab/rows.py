@@ -191,7 +191,6 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: 
     rows = [{**stored["part"], **row} for stored in parts for row in stored["rows"]]
     _same_columns(rows)
     frame = pd.DataFrame(rows)
-    columns = _columns(frame)
     text = frame.to_csv(index=False, lineterminator="\n")
     csv = folder / f"{experiment.stem}.csv"
     if len(text.encode()) > LARGEST:
@@ -199,9 +198,9 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: 
     write_text(csv, text)
     if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
         write_atomic(csv.with_suffix(".npz"), partial(save_arrays, arrays))
-    counted = [{**stored, "rows": len(stored["rows"])} for stored in parts]
-    head = {"schema": SCHEMA, **asdict(experiment), "planned": planned or len(parts), "columns": columns}
-    write_json(csv.with_suffix(".parts.json"), {**head, "parts": counted}, sort_keys=False)
+    head = {"schema": SCHEMA, **asdict(experiment), "planned": planned or len(parts), "columns": _columns(frame)}
+    head["parts"] = [{**part, "rows": len(part["rows"])} for part in parts]
+    write_json(csv.with_suffix(".parts.json"), head, sort_keys=False)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -151,10 +151,15 @@ class Run:
         """Return the committed rows of the highest profile above this run's that is finished; `own` where none is."""
         for profile in reversed(catalog.PROFILES[catalog.PROFILES.index(self.profile) + 1 :]):
             path = catalog.project_root() / "figures" / profile / f"{self.notebook.measured_in}.csv"
-            best = rows.read(path) if path.exists() else None
-            if best and best.experiment.version == self.version and not best.unfinished:
+            if path.exists() and (best := rows.read(path)).experiment.version == self.version and not best.unfinished:
                 return best
         return own
+
+    def best_figures(self, best: rows.Rows, *names: str) -> None:
+        """Show the committed figures of the best rows, as they were drawn then; none where they are the run's own."""
+        profile = best.parts["profile"].iloc[0]
+        for name in names if profile != self.profile else ():
+            display(Image(catalog.project_root() / f"figures/{profile}/{self.notebook.stem}-{name}.png"))
 
     def tell(self, text: str, **values: Any) -> Markdown:
         """Return Markdown in which `{name:.1f}` stands for a value: so that no number of the prose is typed."""
@@ -292,10 +297,9 @@ class Run:
         (self.timed if timed else self.notes["tables"])[name] = recorded
         return frame
 
-    def figure(self, name: str, figure: Figure, networks: Iterable[Network] = (), of: rows.Rows | None = None) -> None:
-        """Caption (with `networks`, or the rows it is `of`, else all), save, record and show a figure, drawn once."""
-        scales = [self.made[place].scale for place in [network.place for network in networks] or self.made]
-        own = ((scale.arch, scale.dataset, scale.variant) for scale in scales)
+    def figure(self, name: str, figure: Figure, of: rows.Rows | None = None) -> None:
+        """Caption (with the rows it is `of`, else all networks), save, record and show a figure, drawn once."""
+        own = ((made.scale.arch, made.scale.dataset, made.scale.variant) for made in self.made.values())
         figures.caption(figure, experiment.caption(of) if of else experiment.made_by(self.profile, own))
         path = self.out / f"{self.notebook.stem}-{name}.png"
         figures.save(figure, path)
