@@ -29,7 +29,7 @@ class Plan:
 
     parts: tuple[dict[str, Any], ...]
     function: Callable[[dict[str, Any]], Any]
-    of: rows.Experiment
+    experiment: rows.Experiment
     run: dict[str, Any]
 
 
@@ -76,46 +76,55 @@ def measured(out: Path, profile: str, device: str, task: tuple[str, int]) -> tup
     """Measure one part into a folder of its own; return the task, its seconds, and what went wrong, "" if nothing."""
     number, index = task
     try:
-        of = plan(number, profile, device)
-        folder = out / of.of.stem / f"{index:03}"
-        made = experiment.measure([of.parts[index]], of.function, of.of, of.run, folder)
+        planned = plan(number, profile, device)
+        folder = out / planned.experiment.stem / f"{index:03}"
+        made = experiment.measure([planned.parts[index]], planned.function, planned.experiment, planned.run, folder)
         return task, float(made.parts["seconds"].iloc[0]), ""
     except Exception:
         return task, 0.0, traceback.format_exc()
+
+
+def _stored(planned: Plan, folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Return where `folder` has the rows of a plan, and what stands with their parts; none of another version."""
+    csv = folder / f"{planned.experiment.stem}.csv"
+    current = csv.exists() and rows.read(csv).experiment == planned.experiment
+    return csv, json.loads(csv.with_suffix(".parts.json").read_text())["parts"] if current else []
 
 
 def there(profile: str, folder: Path) -> set[tuple[str, int]]:
     """Return which parts of the plans `folder` has rows of already."""
     found = set()
     for number in WORTH:
-        of = plan(number, profile, "cpu")
-        csv = folder / f"{of.of.stem}.csv"
-        if csv.exists() and rows.read(csv).experiment == of.of:
-            stored = [one["part"] for one in json.loads(csv.with_suffix(".parts.json").read_text())["parts"]]
-            found |= {(number, index) for index, part in enumerate(of.parts) if part in stored}
+        planned = plan(number, profile, "cpu")
+        done = [stored["part"] for stored in _stored(planned, folder)[1]]
+        found |= {(number, index) for index, part in enumerate(planned.parts) if part in done}
     return found
 
 
 def join(brought: Path, folder: Path, profile: str, work: Path) -> Iterator[str]:
     """Put the parts that were brought back and those in `folder` together there; yield what each notebook now has."""
     for number in WORTH:
-        of = plan(number, profile, "cpu")
-        csv = folder / f"{of.of.stem}.csv"
-        files = list(brought.glob(f"{of.of.stem}/*/{of.of.stem}.parts/*.json"))
-        if csv.exists() and rows.read(csv).experiment == of.of:
-            files = [*_apart(csv, work / of.of.stem), *files]
-        by_part = {json.dumps(json.loads(file.read_text())["part"], sort_keys=True): file for file in reversed(files)}
-        chosen = [by_part[key] for key in (json.dumps(part, sort_keys=True) for part in of.parts) if key in by_part]
+        planned = plan(number, profile, "cpu")
+        stem = planned.experiment.stem
+        files = [*_apart(*_stored(planned, folder), work / stem), *brought.glob(f"{stem}/*/{stem}.parts/*.json")]
+        by_part = {_name(json.loads(file.read_text())["part"]): file for file in reversed(files)}
+        chosen = [by_part[name] for name in map(_name, planned.parts) if name in by_part]
         if chosen:
-            rows.write(chosen, of.of, folder, len(of.parts))
-            yield f"{of.of.stem}: {len(chosen)} of {len(of.parts)} parts"
+            rows.write(chosen, planned.experiment, folder, len(planned.parts))
+            yield f"{stem}: {len(chosen)} of {len(planned.parts)} parts"
 
 
-def _apart(csv: Path, folder: Path) -> Iterator[Path]:
-    """Take joined rows apart again: each part as it was when it was measured."""
+def _name(part: dict[str, Any]) -> str:
+    return json.dumps(part, sort_keys=True)
+
+
+def _apart(csv: Path, parts: Sequence[dict[str, Any]], folder: Path) -> Iterator[Path]:
+    """Take joined rows apart again: each of the parts as it was when it was measured."""
+    if not parts:
+        return
     joined, begins = rows.read(csv), 0
     folder.mkdir(parents=True, exist_ok=True)
-    for stored in json.loads(csv.with_suffix(".parts.json").read_text())["parts"]:
+    for stored in parts:
         own = joined.frame.iloc[begins : begins + stored["rows"]].drop(columns=list(stored["part"]))
         begins += stored["rows"]
         listed = [{n: None if v != v else v for n, v in row.items()} for row in own.to_dict("records")]
