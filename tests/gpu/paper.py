@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--jobs", default="3", help="parts measured at once")
     parser.add_argument("--only", default=",".join(plans.WORTH), help="notebooks, in order of worth")
+    parser.add_argument("--datasets", help="only parts of these, separated by commas; all otherwise")
     parser.add_argument("--most", type=int, default=1000, help="parts at most")
     parser.add_argument("--profile", default="paper")
     parser.add_argument("--device", default="cuda")
@@ -42,7 +43,12 @@ def main() -> None:
 def measure(given: argparse.Namespace, ends: float, done: set[tuple[str, int]]) -> None:
     """Measure what fits; what went wrong is printed, and the others go on."""
     began = time.monotonic()
-    order = [task for task in plans.in_order(given.profile, given.device, given.only.split(",")) if task not in done]
+    datasets = given.datasets.split(",") if given.datasets else None
+    order = [
+        task
+        for task in plans.in_order(given.profile, given.device, given.only.split(","), datasets)
+        if task not in done
+    ]
     for name in {plans.plan(number, given.profile, given.device).parts[i]["dataset"] for number, i in order}:
         data.load(name)  # decoded once, for all
     print(f"{time.monotonic() - began:.0f} s: {len(order)} parts to do", flush=True)

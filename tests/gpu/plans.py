@@ -15,8 +15,9 @@ from typing import Any
 
 from mgenb.lab import catalog, execute, experiment, rows
 
-# in order of worth: Fig. 5, Fig. 6, Fig. 7, the text on weights; seconds that a part takes while others run beside it
-WORTH = {"02": 120.0, "01": 150.0, "03": 60.0, "04": 90.0}
+# in order of worth: Fig. 5, Fig. 6, Fig. 7, Fig. 9, the text on weights, Table II; seconds that a part takes while
+# others run beside it
+WORTH = {"02": 120.0, "01": 150.0, "03": 60.0, "08": 120.0, "04": 150.0, "06": 200.0}
 
 
 class Planned(Exception):
@@ -59,13 +60,20 @@ def plan(number: str, profile: str, device: str) -> Plan:
     return found[0]
 
 
-def in_order(profile: str, device: str, only: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Yield (notebook, number of the part): one base network of each network, then more, by worth."""
+def in_order(
+    profile: str, device: str, only: Iterable[str], datasets: Sequence[str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """Yield (notebook, number of the part): one base network of each network, then more, by worth.
+
+    With `datasets` only parts of these.
+    """
     every = []
     for worth, number in enumerate(only):
         seen: dict[tuple[str, str], int] = {}
         for index, part in enumerate(plan(number, profile, device).parts):
             place = part["arch"], part["dataset"]
+            if datasets is not None and place[1] not in datasets:
+                continue
             seen[place] = seen.get(place, -1) + 1
             every.append((seen[place] > 0, worth, seen[place], index, number))
     for *_, index, number in sorted(every):
