@@ -99,23 +99,37 @@ def _stored(planned: Plan, folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     return csv, json.loads(csv.with_suffix(".parts.json").read_text())["parts"] if current else []
 
 
+def _place(part: dict[str, Any]) -> tuple[Any, ...]:
+    return part["dataset"], part["arch"], part["base"]
+
+
 def there(profile: str, folder: Path) -> set[tuple[str, int]]:
-    """Return which parts of the plans `folder` has rows of already."""
+    """Return which parts of the plans `folder` has rows of already.
+
+    Where one of several parts on a base network is missing, all of them are: another card trains other weights.
+    """
     found = set()
     for number in WORTH:
         planned = plan(number, profile, "cpu")
         done = [stored["part"] for stored in _stored(planned, folder)[1]]
-        found |= {(number, index) for index, part in enumerate(planned.parts) if part in done}
+        missing = {_place(part) for part in planned.parts if part not in done}
+        found |= {(number, index) for index, part in enumerate(planned.parts) if _place(part) not in missing}
     return found
 
 
 def join(brought: Path, folder: Path, profile: str, work: Path) -> Iterator[str]:
-    """Put the parts that were brought back and those in `folder` together there; yield what each notebook now has."""
+    """Put the parts that were brought back and those in `folder` together there; yield what each notebook now has.
+
+    Those in `folder` on networks that were brought back with other weights go.
+    """
     for number in WORTH:
         planned = plan(number, profile, "cpu")
-        stem = planned.experiment.stem
-        files = [*_apart(*_stored(planned, folder), work / stem), *brought.glob(f"{stem}/*/{stem}.parts/*.json")]
-        by_part = {_name(json.loads(file.read_text())["part"]): file for file in reversed(files)}
+        stem, by_part, weights = planned.experiment.stem, dict[str, Path](), dict[str, str]()
+        files = [*brought.glob(f"{stem}/*/{stem}.parts/*.json"), *_apart(*_stored(planned, folder), work / stem)]
+        for file in files:
+            made = json.loads(file.read_text())
+            if weights.setdefault(made["about"]["nets"], made["about"]["weights"]) == made["about"]["weights"]:
+                by_part[_name(made["part"])] = file
         chosen = [by_part[name] for name in map(_name, planned.parts) if name in by_part]
         if chosen:
             rows.write(chosen, planned.experiment, folder, len(planned.parts))
