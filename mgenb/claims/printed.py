@@ -3,8 +3,6 @@
 Each finding is a table and one sentence, whose numbers are read off the table.
 """
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +10,6 @@ import pandas as pd
 
 from mgenb.claims.registry import cells, get
 
-COUNTS = [10, 100, 1000]  # of models, in Tables III and IV of MGE
 MODELS = [f"model{number}" for number in range(1, 9)]  # of Table 2 of MeGA
 
 
@@ -32,18 +29,6 @@ def grid(table: str, *across: str) -> pd.DataFrame:
     return values.set_index(list(claims[0].place))[""].unstack(list(across), sort=False)
 
 
-def one_percent() -> Finding:
-    """The abstract's 1 % of the training time against Table IV."""
-    table = grid("mge.table4", "models")[[str(count) for count in COUNTS]]
-    printed = table.stack().dropna()
-    sentence = (
-        f"Of {table.size} cells of Table IV {len(printed)} print {printed.min():.2f} to {printed.max():.2f} % of the"
-        f" training time; the other {table.size - len(printed)} are dashes, below 1 %. None of the numbers is the"
-        f" {get('mge.text.one_percent').paper_value:g} % of the abstract."
-    )
-    return Finding("07_time_ratio", table, sentence)
-
-
 def gains() -> Finding:
     """Generated minus trained in Table II, and the text's nearly 2 %."""
     table = grid("mge.table2", "source")
@@ -56,68 +41,6 @@ def gains() -> Finding:
         f" on MNIST, where the text has nearly {claimed:g}, it is {gain.loc['mnist', 'lenet']:.2f}."
     )
     return Finding("06_accuracy_table", gain, sentence)
-
-
-def repeated_seconds() -> Finding:
-    """VGG16's seconds in Table III that are LeNet's."""
-    table = _seconds("generate").loc[["lenet", "vgg16"]]
-    same = [count for count in table if table[count].nunique() == 1]
-    sentence = (
-        f"VGG16's seconds for {' and '.join(map(str, same))} models are LeNet's, and less than its own"
-        f" {table.loc['vgg16', COUNTS[0]]:,.0f} s for {COUNTS[0]}."
-    )
-    return Finding("07_time_ratio", table, sentence)
-
-
-def base_included() -> Finding:
-    """Seconds to generate N models as a base plus N times a rate, by least squares in relative error."""
-    table = _seconds("generate").drop("vgg16")
-    rows = {}
-    for arch, seconds in table.iterrows():
-        design = np.stack([1 / seconds, np.array(COUNTS) / seconds], 1)
-        (base, rate), *_ = np.linalg.lstsq(design, np.ones(len(COUNTS)), rcond=None)
-        off = 100 * (design @ [base, rate] - 1)
-        trained = _seconds("train").loc[arch, COUNTS[0]] / COUNTS[0]
-        residuals = {f"off at {count} (%)": residual for count, residual in zip(COUNTS, off, strict=True)}
-        rows[arch] = {"base (s)": base, "rate (s a model)": rate, "to train one (s)": trained, **residuals}
-    fit = pd.DataFrame(rows).T.round(2)
-    off = fit.filter(like="off").abs().max(axis=1)
-    sentence = (
-        "Seconds to generate N models as base + N x rate: LeNet's fit to within"
-        f" {off['lenet']:.1f} %, with a base of {fit.loc['lenet', 'base (s)']:.0f} s where training one takes"
-        f" {fit.loc['lenet', 'to train one (s)']:.0f} s: generation time seems to include training the base."
-        f" {' and '.join(off.index[1:])} are off by up to {' and '.join(f'{value:.0f} %' for value in off[1:])}."
-    )
-    return Finding("07_time_ratio", fit, sentence)
-
-
-def beyond_a_dash() -> Finding:
-    """A time that is printed in Table III although a dash means more than 100,000 s."""
-    table = cells("mge.table3")
-    limit = next(claim.paper_value for claim in table if claim.dash)
-    printed = {" ".join(claim.place.values()): claim.paper_value for claim in table if not claim.dash}
-    beyond = pd.Series(printed, name="seconds")[lambda seconds: seconds > limit].to_frame()
-    first = beyond["seconds"].iloc[0]
-    return Finding("07_time_ratio", beyond, f"A dash means more than {limit:,.0f} s, but {first:,.2f} s is printed.")
-
-
-def dashes_by_rate() -> Finding:
-    """The dashes of Table IV, below 1 %, by the seconds of Table III and the time to train ten models."""
-    ratios, generated = grid("mge.table4", "models"), _seconds("generate")
-    ten = generated[COUNTS[0]] / (ratios[str(COUNTS[0])] / 100)  # also of VGG16, whose own time is a dash
-    rows = [
-        {"network": arch, "models": count, "% by rate": 100 * generated.loc[arch, count] / (ten[arch] * count / 10)}
-        for arch, count in itertools.product(ratios.index, COUNTS)
-        if np.isnan(ratios.loc[arch, str(count)])
-    ]
-    table = pd.DataFrame(rows).set_index(["network", "models"]).round(2)
-    above = table.index[table["% by rate"] >= 1]
-    sentence = (
-        "By the time that ten take, the dashes of Table IV are"
-        f" {table['% by rate'].min():.2f} to {table['% by rate'].max():.2f} %; not below 1 % is"
-        f" {', '.join(f'{arch} for {count}' for arch, count in above) or 'none'}."
-    )
-    return Finding("07_time_ratio", table, sentence)
 
 
 def robust_without_attack() -> Finding:
@@ -187,18 +110,10 @@ def first_generation() -> Finding:
     return Finding("11_mega_fitness", both, sentence)
 
 
-FINDINGS: tuple[Callable[[], Finding], ...] = (
-    *(one_percent, dashes_by_rate, gains, repeated_seconds, base_included, beyond_a_dash, robust_without_attack),
-    *(over_parents, eight_against_two, first_generation),
-)
+FINDINGS = (gains, robust_without_attack, over_parents, eight_against_two, first_generation)
 
 
 def findings(notebook: str | None = None) -> list[Finding]:
     """Return what the printed numbers say, for one notebook (by its stem) or all."""
     made = [finding() for finding in FINDINGS]
     return [finding for finding in made if notebook in (None, finding.notebook)]
-
-
-def _seconds(action: str) -> pd.DataFrame:
-    table = grid("mge.table3", "models", "action").xs(action, axis=1, level="action")
-    return table[[str(count) for count in COUNTS]].set_axis(COUNTS, axis=1)
