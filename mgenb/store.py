@@ -1,11 +1,11 @@
 """Content-addressed files in the cache: written to a temporary file, flushed, renamed; hashes checked on reading."""
 
 import hashlib
+import io
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,12 @@ def unfinished(name: str, settings: Mapping[str, Any]) -> Path:
 def save_progress(path: Path | None, key: str, fields: Mapping[str, Any]) -> None:
     """Write how far a computation has come (tensors and plain values) for `load_progress`; `key` says which it is.
 
-    Without a path nothing is written.
+    Without a path nothing is written. The file begins with a sha256 of the rest.
     """
     if path is not None:
-        write_atomic(path, partial(torch.save, {"key": key, "fields": dict(fields)}))
+        torch.save({"key": key, "fields": dict(fields)}, buffer := io.BytesIO())
+        blob = buffer.getvalue()
+        write_atomic(path, lambda temporary: temporary.write_bytes(hashlib.sha256(blob).digest() + blob))
 
 
 def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str, Any] | None:
@@ -98,7 +100,10 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
     if path is None or not path.exists():
         return None
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        digest, blob = (content := path.read_bytes())[:32], content[32:]
+        if hashlib.sha256(blob).digest() != digest:
+            raise ValueError("its checksum is another one")
+        saved = torch.load(io.BytesIO(blob), map_location=device, weights_only=True)
         key_there, fields = saved["key"], dict(saved["fields"])
     except Exception as error:  # whatever a damaged zip or pickle raises
         raise MgenbError(f"{path} is damaged: delete it, and the computation begins anew") from error

@@ -324,7 +324,10 @@ def _there(settings: Mapping[str, Any], retrain: bool) -> tuple[State, str] | No
         if settings["seed"] < about["count"]:
             return {name: tensors[settings["seed"]] for name, tensors in stacked.items()}, "shipped with mgenb"
     if path.exists() and path.with_suffix(".json").exists():
-        return store.load_weights(path)[0], "from the cache"
+        state, about = store.load_weights(path)
+        if odd := [name for name in settings if about.get(name) != settings[name]]:
+            raise MgenbError(f"{path} is a network of another {odd[0]}; delete it, and it is trained anew")
+        return state, "from the cache"
     return None
 
 

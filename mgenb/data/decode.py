@@ -238,11 +238,12 @@ def _open(path: File, resize: int | None) -> tuple[Image.Image, str | None]:
 def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, str]:
     """Return the arrays that `read` makes of `path`, memory-mapped from the cache, and a hash of all of them.
 
-    `read` runs only when the cache has nothing for these files (path, size, time), or something damaged;
+    `read` runs only when the cache has nothing for these files (path, size, times), or something damaged;
     the latter gives a warning.
     """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = {str(file.resolve()): file.stat() for file in files}
+    identity = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats.items()]
     key = store.key_of({"files": identity, "name": name, "version": VERSION, "pillow": PIL.__version__})
     file = store.cache_dir() / "arrays" / f"{key}.safetensors"
     with store.lock(file):
@@ -255,14 +256,19 @@ def cached(path: Path, name: str, read: Callable[[], Arrays]) -> tuple[Arrays, s
         return _read_cache(file)
 
 
-def _write_cache(file: Path, arrays: Arrays) -> None:
-    digest, stored = hashlib.sha256(json.dumps(arrays.classes).encode()), {}
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256(json.dumps(arrays.classes).encode())
     for split, part in arrays.parts.items():
         for field, values in part._asdict().items():
-            array = stored[f"{split} {field}"] = np.ascontiguousarray(values)
-            digest.update(f"{split} {field} {array.shape}".encode())
-            digest.update(array.data)
-    about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": digest.hexdigest(), "splits": [*arrays.parts]}
+            digest.update(f"{split} {field} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _write_cache(file: Path, arrays: Arrays) -> None:
+    parts = arrays.parts.items()
+    stored = {f"{s} {field}": np.ascontiguousarray(v) for s, part in parts for field, v in part._asdict().items()}
+    about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": _digest(arrays), "splits": [*arrays.parts]}
     store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about)}))
 
 
@@ -271,4 +277,7 @@ def _read_cache(file: Path) -> tuple[Arrays, str]:
         about, parts = json.loads(cache.metadata()["about"]), {}
         for split in about["splits"]:
             parts[split] = Part(*(cache.get_tensor(f"{split} {field}").numpy() for field in Part._fields))
-    return Arrays(parts, tuple(about["classes"]), about["jpeg"]), about["digest"]
+    arrays = Arrays(parts, tuple(about["classes"]), about["jpeg"])
+    if _digest(arrays) != about["digest"]:
+        raise ValueError("their checksum is another one")
+    return arrays, about["digest"]

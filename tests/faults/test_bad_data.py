@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import pickle
+import time
 import urllib.request
 import zipfile
 from urllib.error import URLError
@@ -207,6 +209,7 @@ def test_damaged_cache_is_made_again(tmp_path):
         b"",
         whole.replace(b"train images", b"train imagos"),
         whole.replace(b"about", b"aboot"),
+        whole[:-1] + bytes([whole[-1] ^ 1]),  # of the arrays themselves
     ):
         cached.write_bytes(harm)
         with pytest.warns(UserWarning, match="damaged .*made again"):
@@ -215,3 +218,17 @@ def test_damaged_cache_is_made_again(tmp_path):
         assert (again.train.images == first.train.images).all()
     cached.unlink()
     assert data.load(path, val_fraction=0.5).digest == first.digest
+
+
+def test_a_source_that_changed_at_the_same_size_and_time_is_seen(tmp_path):
+    folder = tmp_path / "pets"
+    for name in good():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 7, dtype=np.uint8)).save(folder / name.replace(".png", ".bmp"))
+    first, file = data.load(str(folder), val_fraction=0.5), folder / "train/cat/0.bmp"
+    content, stat = file.read_bytes(), file.stat()
+    time.sleep(0.02)  # coarse clocks
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert data.load(str(folder), val_fraction=0.5).digest != first.digest

@@ -4,6 +4,7 @@ import json
 import resource
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -101,6 +102,23 @@ def test_damage_is_named_and_the_files_are_left_for_a_look(tmp_path, damage):
     with pytest.raises(MgenbError, match=r"a\.(safetensors|json).* damaged; delete it and run again"):
         store.load_weights(path)
     assert path.read_bytes() == before
+
+
+def test_no_flipped_bit_of_progress_is_read(tmp_path):
+    path, rng = tmp_path / "fit", np.random.default_rng(0)
+    store.save_progress(path, "fit of seed 1", {"weights": torch.randn(50), "epoch": 3})
+    whole = path.read_bytes()
+    for place in rng.choice(8 * len(whole), 200, replace=False):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(MgenbError, match="fit is damaged: delete it, and the computation begins anew"):
+            store.load_progress(path, "fit of seed 1", torch.device("cpu"))
+    path.write_bytes(whole)
+    fields = store.load_progress(path, "fit of seed 1", torch.device("cpu"))
+    assert fields is not None and fields["epoch"] == 3
+    with pytest.raises(MgenbError, match="belongs to another computation"):
+        store.load_progress(path, "fit of seed 2", torch.device("cpu"))
 
 
 def test_json_refuses_numbers_that_are_not_json(tmp_path):

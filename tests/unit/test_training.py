@@ -205,6 +205,16 @@ def test_damaged_weights_are_named_and_nothing_is_lost(small, own_cache):
     assert weights.read_bytes() == good
 
 
+@pytest.mark.parametrize(("field", "value"), [("seed", 2), ("recipe", {"name": "mge-sgd"}), ("epochs", 7)])
+def test_the_cached_weights_of_another_network_are_refused(small, own_cache, field, value):
+    training.trained("lenet", small, epochs=1, seed=1)
+    (weights,) = (own_cache / "models").glob("*.safetensors")
+    state, about = store.load_weights(weights)
+    store.save_weights(weights, state, {**about, field: value})  # as if two files had been swapped
+    with pytest.raises(MgenbError, match=rf"is a network of another {field}; delete it"):
+        training.trained("lenet", small, epochs=1, seed=1)
+
+
 @pytest.mark.parametrize("recipe", ["sgd", "adam"])
 def test_training_that_diverges_is_refused_and_not_cached(small, own_cache, monkeypatch, recipe):
     monkeypatch.setitem(training.RECIPES, "wild", training.Recipe(recipe, 1e30))
