@@ -116,7 +116,8 @@ def test_no_flipped_bit_of_progress_is_read(tmp_path):
             store.load_progress(path, "fit of seed 1", torch.device("cpu"))
     path.write_bytes(whole)
     fields = store.load_progress(path, "fit of seed 1", torch.device("cpu"))
-    assert fields is not None and fields["epoch"] == 3
+    assert fields is not None
+    assert fields["epoch"] == 3
     with pytest.raises(MgenbError, match="belongs to another computation"):
         store.load_progress(path, "fit of seed 2", torch.device("cpu"))
 
