@@ -62,13 +62,16 @@ def holds_if(claim: claims.Claim) -> str:
 
 
 def agreeing(verdict: claims.Verdict) -> str:
-    """Return what the registered core readings say, as "6 of 6" or "3 for, 1 against, of 6"; "" for a single one."""
+    """Return what the registered core readings say, as "5 of 6" or "3 for, 1 against, of 6"; "" for a single one.
+
+    Of a claim that is decided these are the readings that speak: the others' models are copies, or there are none.
+    """
     core = sum(reading.core for reading in verdict.claim.readings)
     if core == 1 or not verdict.readings:
         return ""
-    if verdict.verdict not in (claims.DEPENDS, claims.INCONCLUSIVE):
-        return f"{core} of {core}"
     words = [reading.verdict for reading in verdict.readings if reading.core]
+    if verdict.verdict not in (claims.DEPENDS, claims.INCONCLUSIVE):
+        return f"{sum(word != claims.VACUOUS for word in words)} of {core}"
     return f"{words.count(claims.REPRODUCED)} for, {words.count(claims.CONTRADICTED)} against, of {core}"
 
 
