@@ -41,10 +41,14 @@ def demand(settings: object, of: str = "", **right: Iterable[str] | int | float 
         bounds: tuple[Any, ...] = (known, math.inf) if isinstance(known, int | float) else tuple(known)
         if isinstance(bounds[0], str):
             choose(name, value, bounds)
-            continue
-        least, most = bounds
-        kind, word = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
-        number = isinstance(value, kind) and not isinstance(value, bool)
-        if not (number and least <= value <= most and value < math.inf):
-            limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-            raise MgenbError(f"{name} is {value!r}; right is {word} {limit}")
+        else:
+            check(name, value, *bounds)
+
+
+def check(name: str, value: object, least: float, most: float = math.inf) -> None:
+    """Raise MgenbError unless `value` is a number from `least` to `most`; where `least` is an int, a whole number."""
+    kind, word = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    if not (number and least <= value <= most and value < math.inf):  # type: ignore[operator]
+        limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise MgenbError(f"{name} is {value!r}; right is {word} {limit}")

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgenb.errors import check
+
 if TYPE_CHECKING:
     import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """Return a seed in [0, 2**63) for the stream called `names` under the root `seed`."""
+    """Return a seed in [0, 2**63) for the stream `names` under the root `seed`; MgenbError for a root below 0."""
+    check("seed", seed, 0)
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -153,8 +153,8 @@ def largest(estimates: Sequence[Estimate], of: int) -> Estimate:
 
 
 def proportion(k: int, n: int, unit: str = "images") -> Estimate:
-    """Share k / n in [0, 1] with Wilson's score interval (1927). Raises MgenbError unless 0 <= k <= n."""
-    if not (n > 0 and 0 <= k <= n):
+    """Share k / n in [0, 1] with Wilson's score interval (1927). Raises MgenbError unless whole and 0 <= k <= n."""
+    if not (n > 0 and 0 <= k <= n and k % 1 == n % 1 == 0):
         raise MgenbError(f"{k} of {n} is not a proportion")
     test = scipy.stats.binomtest(int(k), int(n))
     return Estimate(k / n, int(n), unit, "Wilson interval", lambda level: test.proportion_ci(level, method="wilson"))
@@ -195,8 +195,13 @@ def ks_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
-    """Holm's step-down adjusted p-values, in the order given (Holm, 1979); each at most 1."""
+    """Holm's step-down adjusted p-values, in the order given (Holm, 1979); each at most 1.
+
+    Raises MgenbError for what is no probability.
+    """
     p = np.asarray(pvalues, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():  # NaN is neither
+        raise MgenbError(f"p-values are {p.tolist()}; right is from 0 to 1 each")
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
     adjusted = np.empty_like(p)

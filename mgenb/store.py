@@ -5,6 +5,7 @@ import io
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,39 @@ from safetensors.torch import load_file, save_file
 from mgenb.errors import MgenbError
 
 State = Mapping[str, torch.Tensor]  # a state_dict
+
+
+HALF = torch.float16, torch.bfloat16
+
+
+def usable(state: State, what: str = "the state_dict") -> dict[str, torch.Tensor]:
+    """Return a state_dict as it can be computed with: half precision becomes float32, which is warned of.
+
+    Raises MgenbError, naming the tensor, for what is no dense tensor of finite floats, all of one precision; whole
+    numbers pass as counters and places, but not as weights and biases.
+    """
+    if not isinstance(state, Mapping) or not state:
+        raise MgenbError(f"{what} is {type(state).__name__} without tensors; right is a dict of tensors by name")
+    for name, tensor in state.items():
+        if wrong := _wrong_with(name, tensor):
+            raise MgenbError(f"{name!r} of {what} {wrong}; right are dense tensors of finite floats")
+    if any(tensor.dtype in HALF for tensor in state.values()):
+        warnings.warn(f"{what} has half precision: float32 is computed with", stacklevel=3)
+    ready = {name: tensor.float() if tensor.dtype in HALF else tensor for name, tensor in state.items()}
+    if len(kinds := {str(tensor.dtype) for tensor in ready.values() if tensor.is_floating_point()}) > 1:
+        raise MgenbError(f"{what} mixes {' and '.join(sorted(kinds))}; right is one of them")
+    return ready
+
+
+def _wrong_with(name: str, tensor: object) -> str:
+    """Return what is wrong with a tensor of a state_dict, "" for nothing."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"is {type(tensor).__name__}"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
+        return "is sparse, quantized, empty or without data"
+    if tensor.is_floating_point():
+        return "" if tensor.isfinite().all() else "holds NaN or infinite numbers"
+    return f"has {tensor.dtype}" if tensor.is_complex() or name.endswith(("weight", "bias")) else ""
 
 
 def cache_dir() -> Path:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mgenb import nets, store
 from mgenb.data import Dataset, Split
 from mgenb.devices import one_thread, precise, processor
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check, choose, demand
 from mgenb.executor import each, workers
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step, side_by_side
@@ -45,7 +45,8 @@ class Recipe:
     version: int = 1
 
     def __post_init__(self) -> None:
-        choose("precision", self.precision, PRECISIONS)
+        demand(self, optimiser=("sgd", "adam"), schedule=("constant", "triangle"), precision=PRECISIONS)
+        demand(self, of="the recipe", rate=0.0, momentum=(0.0, 1.0), batch=1)
 
 
 # MGE Table I names SGD at 0.01 and Adam at 0.001 with cross-entropy; batch and momentum are not stated
@@ -144,7 +145,9 @@ def fit(
     `after` is called after every epoch with how many are done; it must leave `net` as it is.
     Raises MgenbError when the loss is no longer finite, and for a checkpoint that is damaged or another training's.
     """
-    key = store.key_of({"recipe": asdict(recipe), "seed": seed})
+    check("epochs", epochs, 1)
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    key = store.key_of({"recipe": asdict(recipe), "seed": seed, "net": shapes, "images": len(train)})
     saved = store.load_progress(checkpoint, key, train.images.device)
     if saved:
         net.load_state_dict(saved["net"])
@@ -218,8 +221,7 @@ def _digest(split: Split) -> str:
 
 def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int | None) -> dict[str, Any]:
     """Return what names a trained network; with None for its seed, all of its kind."""
-    if epochs < 1:
-        raise MgenbError(f"epochs is {epochs}; right is at least 1")
+    check("epochs", epochs, 1)
     return {
         "arch": choose("architecture", arch, nets.ARCHITECTURES),
         "version": nets.VERSIONS[arch],

@@ -96,6 +96,7 @@ def named(name: str, folder: Path) -> str:
 
     Raises MgenbError for what is neither.
     """
+    name = str(name)
     own = folder / Path(name).expanduser()
     if name in NAMES or not (own.exists() or own.suffix == ".zip" or os.sep in name):
         return choose("dataset", name, NAMES)

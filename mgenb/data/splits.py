@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -153,8 +154,8 @@ def allocate(counts: IntArray, n: int, rng: np.random.Generator) -> IntArray:
 
 def subset(labels: IntArray, n: int, rng: np.random.Generator, what: str) -> IntArray:
     """Return sorted indices (int64 [n]) of a stratified random subset; errors name the request `what`."""
-    if not 1 <= n <= len(labels):
-        raise MgenbError(f"{what}: right is at least 1 image, and at most {len(labels)}, which there are")
+    if not isinstance(n, Integral) or not 1 <= n <= len(labels):
+        raise MgenbError(f"{what}: right is a whole number from 1 to {len(labels)}, the images there are")
     classes, counts = np.unique(labels, return_counts=True)
     shares = allocate(counts, n, rng)
     pairs = zip(classes, shares, strict=True)

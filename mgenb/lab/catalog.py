@@ -65,7 +65,7 @@ def find(wanted: str) -> Notebook:
     """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
     known = {notebook.stem: notebook for notebook in notebooks()}
     for stem, notebook in known.items():
-        if wanted.removesuffix(".ipynb") == stem or wanted.zfill(2) == stem.split("_")[0]:
+        if wanted.removesuffix(".ipynb") == stem or (wanted and wanted.zfill(2) == stem.split("_")[0]):
             return notebook
     raise MgenbError(f"no notebook {wanted!r}{nearest(wanted, known)}; known: {', '.join(known)}")
 

@@ -20,7 +20,7 @@ from mgenb.devices import precise
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.seeds import derive
-from mgenb.store import State
+from mgenb.store import State, usable
 
 SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
 
@@ -193,7 +193,8 @@ class _CarliniWagner(torchattacks.attack.Attack):
 
 def _prepared(net: nn.Module, images: torch.Tensor, state: State | None) -> tuple[nn.Module, torch.Tensor, int]:
     """Return a copy of the network to work on, the images as float32 on its device, and its number of classes."""
-    scratch = population.quick_copy(net, state).requires_grad_(False)
+    weights = usable(net.state_dict() if state is None else state)
+    scratch = population.quick_copy(net, weights).requires_grad_(False)
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float()
     if pixels.ndim != 4 or not len(pixels) or not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
         right = "[n, channels, h, w], n at least 1, of uint8 or of floats in [0, 1]"

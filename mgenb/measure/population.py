@@ -12,7 +12,7 @@ from torch import nn
 
 from mgenb.data import Split
 from mgenb.devices import COUNTING, precise
-from mgenb.errors import MgenbError, SealedSplitError
+from mgenb.errors import MgenbError, SealedSplitError, check
 from mgenb.measure.fused import fuse
 from mgenb.measure.speed import CPU_BATCH, USUAL, evaluated, fastest, ordered
 from mgenb.store import State
@@ -116,6 +116,7 @@ def counter(net: nn.Module, split: Split, precision: str = COUNTING) -> Counter:
 
     def counted(states: Iterable[State], fewest: int | None = None) -> list[Count]:
         if fewest is not None:
+            check("fewest", fewest, 0)
             refuse_test(split)
         with precise(precision, fastest=True):
             right_of_seen = [right_with(state, batch_of(fewest), fewest) for state in states]

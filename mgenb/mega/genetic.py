@@ -143,6 +143,7 @@ def merge(
     identical result. Raises MgenbError for networks that do not match (the key is named), when no individual of the
     first generation has a finite fitness, or when the checkpoint is damaged or another merge's.
     """
+    first, second = store.usable(first, "the first network"), store.usable(second, "the second network")
     check_match(first, second)
     parents = [store.tensor_hash(parent, parent) for parent in (first, second)]
     same = {"version": VERSION, "settings": asdict(settings), "seed": seed, "parents": parents}

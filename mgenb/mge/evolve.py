@@ -117,6 +117,7 @@ def evolve(
     Raises MgenbError when nothing has a finite fitness, a criterion returns another number of values than it was
     given individuals, or the checkpoint is damaged or belongs to another evolution.
     """
+    base = store.usable(base, "the base")
     if not frequency.weight_names(base):
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
     breed = _Breeding(base, generate, settings, seed, first, layers)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgenb.errors import MgenbError, demand
 from mgenb.mge import frequency
 from mgenb.seeds import derive, torch_generator
-from mgenb.store import State
+from mgenb.store import State, usable
 
 NOISES = ("truncated", "literal", "gaussian", "uniform")
 SCALES = ("absolute", "relative")
@@ -181,7 +181,9 @@ def model_generator(base: State, settings: Settings) -> Callable[[int], State]:
     """Return seed -> a generated state_dict: every weight layer redrawn at once; biases and BatchNorm as in `base`.
 
     The same (base, settings, seed) gives the same weights on the same device, every time.
+    MgenbError for a base that `store.usable` refuses.
     """
+    base = usable(base, "the base")
     layers = {name: layer_generator(base[name], settings) for name in frequency.weight_names(base)}
     return lambda seed: {**base, **{name: layer(derive(seed, name)) for name, layer in layers.items()}}
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 import time
 
-import torch
-
 from mgenb import training
 
 EPOCHS = 40
@@ -30,16 +28,14 @@ def test_a_killed_training_resumes_to_the_same_weights(small, tmp_path, monkeypa
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL
-    (checkpoint,) = cache.rglob("*.checkpoint")
-    done = len(torch.load(checkpoint, weights_only=True)["fields"]["losses"])
-    assert 0 < done < EPOCHS
     assert list((cache / "models").rglob("*.safetensors")) == []
 
     epochs_run = []
     fit_epoch = training.fit_epoch
     monkeypatch.setattr(training, "fit_epoch", lambda *a: epochs_run.append(1) or fit_epoch(*a))
     resumed = training.trained("lenet", small, epochs=EPOCHS, seed=5).state_dict()
-    assert len(epochs_run) == EPOCHS - done
+    done = EPOCHS - len(epochs_run)
+    assert 0 < done < EPOCHS
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "another"))
     whole = training.trained("lenet", small, epochs=EPOCHS, seed=5).state_dict()
     assert len(epochs_run) == 2 * EPOCHS - done

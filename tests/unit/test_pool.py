@@ -256,7 +256,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
     cases: tuple[tuple[pool.Plan, dict[str, Any], str], ...] = (
         (plan(dataset="mnst"), {}, "did you mean 'mnist'"),
-        (plan(val_limit=9999), {}, "val_limit=9999 for mnist: right is at least 1 image, and at most 500"),
+        (plan(val_limit=9999), {}, "val_limit=9999 for mnist: right is a whole number from 1 to 500"),
         (PLAN, {"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         (PLAN, {"device": "gpu"}, "device 'gpu' cannot be used here"),
     )
