@@ -75,8 +75,8 @@ def test_sets_without_samples_say_what_to_put_where(name):
 @pytest.mark.parametrize("role", ["train", "val", "test"])
 def test_limits(role):
     for limit in (0, -3):
-        refused(f"{role}_limit={limit}.*at least 1 image", "gtsrb", source="samples", **{f"{role}_limit": limit})
-    refused(f"{role}_limit=99999.*at most [0-9]+, which there are", "gtsrb", **{f"{role}_limit": 99999})
+        refused(f"{role}_limit={limit}.*a whole number from 1", "gtsrb", source="samples", **{f"{role}_limit": limit})
+    refused(f"{role}_limit=99999.*from 1 to [0-9]+, the images there are", "gtsrb", **{f"{role}_limit": 99999})
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5])
