@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mgenb.claims.registry import cells, get
+from mgenb.claims.registry import cells
 
 MODELS = [f"model{number}" for number in range(1, 9)]  # of Table 2 of MeGA
 
@@ -27,32 +27,6 @@ def grid(table: str, *across: str) -> pd.DataFrame:
     claims = [claim for claim in cells(table) if claim.paper_value is not None]
     values = pd.DataFrame([{**claim.place, "": np.nan if claim.dash else claim.paper_value} for claim in claims])
     return values.set_index(list(claims[0].place))[""].unstack(list(across), sort=False)
-
-
-def gains() -> Finding:
-    """Generated minus trained in Table II, and the text's nearly 2 %."""
-    table = grid("mge.table2", "source")
-    gain = (table["generated"] - table["trained"]).round(2).unstack(sort=False)
-    flat = gain.stack()
-    claimed = get("mge.text.two_percent_higher").paper_value
-    sentence = (
-        f"Generated models are at least as accurate in {int((flat >= 0).sum())} of {flat.size} cells, more accurate in"
-        f" {int((flat > 0).sum())}; the mean gain is {flat.mean():.2f} points, the largest {flat.max():.2f}. For LeNet"
-        f" on MNIST, where the text has nearly {claimed:g}, it is {gain.loc['mnist', 'lenet']:.2f}."
-    )
-    return Finding("06_accuracy_table", gain, sentence)
-
-
-def robust_without_attack() -> Finding:
-    """Table V: the gap between the models against what a hundredfold epsilon costs."""
-    table = grid("mge.table5", "model")[["original", "evolved"]]
-    table["difference"] = table["evolved"] - table["original"]
-    costs = table["original"].iloc[0] - table["original"].iloc[-1]
-    sentence = (
-        f"A hundredfold epsilon costs the original {costs:.2f} points, while at the smallest it is already"
-        f" {table['difference'].iloc[0]:.2f} points behind: the gap is hardly one of the attack's size."
-    )
-    return Finding("09_robust_evolution", table.round(2), sentence)
 
 
 def over_parents() -> Finding:
@@ -110,7 +84,7 @@ def first_generation() -> Finding:
     return Finding("11_mega_fitness", both, sentence)
 
 
-FINDINGS = (gains, robust_without_attack, over_parents, eight_against_two, first_generation)
+FINDINGS = (over_parents, eight_against_two, first_generation)
 
 
 def findings(notebook: str | None = None) -> list[Finding]:

@@ -508,11 +508,11 @@ def test_the_readings_of_a_claim_are_shown_with_how_they_stand(judging):
 def test_what_the_printed_numbers_say_is_shown(judging, monkeypatch):
     shown = []
     monkeypatch.setattr("mgenb.lab.run.display", lambda *values: shown.append(values))
-    judging("06_accuracy_table").follows()
-    found = printed.findings("06_accuracy_table")
+    judging("12_mega_pairs").follows()
+    found = printed.findings("12_mega_pairs")
     assert [sentence.data for sentence, _ in shown] == [finding.sentence for finding in found]
     assert all(table.equals(finding.table) for (_, table), finding in zip(shown, found, strict=True))
-    assert any("in 15 of 16 cells" in sentence.data for sentence, _ in shown)
+    assert any("0.2 (resnet110) to 3.6 points" in sentence.data for sentence, _ in shown)
     shown.clear()
     judging().follows()  # none
     assert shown == []
