@@ -86,10 +86,10 @@ def all_from_the_mother(self, count, *stream):
 _Breeding.shares = all_from_the_mother
 """,
     "13_mega_hierarchy": """
-from functools import reduce
-from mgenb.mega import tree
-chain = reduce(lambda tree, leaf: (tree, leaf), range(8))
-tree.balanced = lambda count: chain
+from mgenb.mega import methods
+def nothing_merged(task, settings=None):
+    return methods.parent(task)
+methods.genetic = nothing_merged
 """,
     "14_scoreboard": """
 from mgenb import claims
