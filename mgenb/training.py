@@ -220,14 +220,10 @@ def _settings(arch: str, dataset: Dataset, recipe: str, epochs: int, seed: int |
     """Return what names a trained network; with None for its seed, all of its kind."""
     if epochs < 1:
         raise MgenbError(f"epochs is {epochs}; right is at least 1")
-    return {
-        "arch": choose("architecture", arch, nets.ARCHITECTURES),
-        "version": nets.VERSIONS[arch],
-        "data": {"name": dataset.name, "classes": dataset.num_classes, "train": _digest(dataset.train)},
-        "recipe": {"name": recipe, **asdict(RECIPES[choose("recipe", recipe, RECIPES)])},
-        "epochs": epochs,
-        "seed": seed,
-    }
+    named = {"arch": choose("architecture", arch, nets.ARCHITECTURES), "version": nets.VERSIONS[arch]}
+    images = {"name": dataset.name, "classes": dataset.num_classes, "train": _digest(dataset.train)}
+    how = {"name": recipe, **asdict(RECIPES[choose("recipe", recipe, RECIPES)])}
+    return {**named, "data": images, "recipe": how, "epochs": epochs, "seed": seed}
 
 
 def _file(settings: Mapping[str, Any]) -> Path:

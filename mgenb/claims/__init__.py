@@ -1,17 +1,6 @@
 """What the two papers claim, and the rule that turns evidence into verdicts."""
 
-from mgenb.claims.registry import (
-    AS_STATED,
-    Claim,
-    Reading,
-    cells,
-    get,
-    load,
-    names,
-    points,
-    registry_hash,
-    unjudged,
-)
+from mgenb.claims.registry import AS_STATED, Claim, Reading, cells, get, load, names, points, registry_hash, unjudged
 from mgenb.claims.scale import Scale
 from mgenb.claims.verdicts import (
     CONTRADICTED,

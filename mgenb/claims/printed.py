@@ -135,14 +135,9 @@ def robust_without_attack() -> Finding:
 def over_parents() -> Finding:
     """Table 1 of MeGA: gains over the parents' mean, over the better one, and the weight average."""
     table = grid("mega.table1", "model")[["parent1", "parent2", "average", "merged"]].dropna()
-    parents = table[["parent1", "parent2"]]
-    gain = pd.DataFrame(
-        {
-            "over the mean (points)": 100 * (table["merged"] - parents.mean(axis=1)),
-            "over the better (points)": 100 * (table["merged"] - parents.max(axis=1)),
-            "weight average": table["average"],
-        }
-    ).round(2)
+    parents, gain = table[["parent1", "parent2"]], table[["average"]].set_axis(["weight average"], axis=1)
+    for name, rival in (("mean", parents.mean(axis=1)), ("better", parents.max(axis=1))):
+        gain[f"over the {name} (points)"] = (100 * (table["merged"] - rival)).round(2)
     better = gain["over the better (points)"]
     sentence = (
         f"Over the better parent the gains are {better.min():.1f} ({better.idxmin()}) to {better.max():.1f} points;"

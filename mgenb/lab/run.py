@@ -166,11 +166,7 @@ class Run:
         return Markdown(text.format(**values))
 
     def bases(
-        self,
-        dataset: data.Dataset,
-        network: Network | None = None,
-        *,
-        count: int | None = None,
+        self, dataset: data.Dataset, network: Network | None = None, *, count: int | None = None
     ) -> list[nn.Module]:
         """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
 
@@ -328,15 +324,11 @@ def record_of(run: Run) -> Record:
         for made in run.made.values()
     ]
     context = {
-        **experiment.machine(run.device),
-        "mgenb": mgenb.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
+        **{**experiment.machine(run.device), "mgenb": mgenb.__version__, "timed": run.timed},
+        **{"python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads()},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - run.began, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "timed": run.timed,
     }
     return Record(
         schema=SCHEMA,

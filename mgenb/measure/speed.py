@@ -56,13 +56,9 @@ def fastest(net: nn.Module, images: torch.Tensor) -> Way:
 
     Measured once for a version of torch and a number of threads, and kept in the cache with what was measured.
     """
-    about = {
-        "shapes": {name: list(tensor.shape) for name, tensor in net.state_dict().items()},
-        "image": list(images.shape[1:]),
-        "cpu": devices.processor(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    shapes = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    about: dict[str, object] = {"shapes": shapes, "image": list(images.shape[1:]), "cpu": devices.processor()}
+    about |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     file = store.cache_dir() / "speed" / f"{store.key_of(about)}.json"
     if not file.exists():
         took = _measured(net, images)
