@@ -68,8 +68,7 @@ def merge(
     results = {name: result for name, result in found.items() if not isinstance(result, str)}
     if not results:
         raise MgenbError(str(found[method]))
-    for name in (name for name in found if name not in results):
-        print(f"{name} is left out: {found[name]}")
+    print("".join(f"{name} is left out: {why}\n" for name, why in found.items() if name not in results), end="")
     print(TRAINED_ON.format(len(task.val)))
     test = images.test.unseal(f"mgenb merge {method}")
     print(methods.compare(task, (str(first), str(second)), results, test).to_string())

@@ -121,8 +121,8 @@ def compare(task: Task, names: tuple[str, str], results: Mapping[str, Result], t
 
 def merges(name: str, result: Result, task: Task) -> bool:
     """Return whether what a method of this name ended with is a merged network: one, and neither parent's alone."""
-    alone = name in ("parent-bn", "mega-alone") or len(result.states) > 1
-    return not alone and result.provenance(task).label() != "parent copy"
+    single = len(result.states) == 1 and name not in ("parent-bn", "mega-alone")
+    return single and result.provenance(task).label() != "parent copy"
 
 
 def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
