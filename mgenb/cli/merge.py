@@ -43,12 +43,12 @@ def merge(
     """Merge two trained networks, and compare the result with both.
 
     Chosen by validation images; the test images are looked at once, at the end. With --method all every method is
-    run and the best one on validation images is saved. A genetic algorithm that was interrupted goes on where it was
-    when the same command is given again.
+    run that can take the networks, and the best merge on validation images is saved. A genetic algorithm that was
+    interrupted goes on where it was when the same command is given again.
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, devices, mega, nets, store, training
-    from mgenb.errors import choose
+    from mgenb.errors import MgenbError, choose
     from mgenb.executor import workers
     from mgenb.mega import methods
 
@@ -64,37 +64,55 @@ def merge(
     settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
-        results = _results(task, kept, executor)
-    alone = {str(file): methods.Result((state,), 0, 1) for file, state in zip((first, second), states, strict=True)}
+        found = _results(task, kept, executor)
+    results = {name: result for name, result in found.items() if not isinstance(result, str)}
+    if not results:
+        raise MgenbError(str(found[method]))
+    print("".join(f"{name} is left out: {why}\n" for name, why in found.items() if name not in results), end="")
     print(TRAINED_ON.format(len(task.val)))
-    print(methods.compare(task, results | alone, images.test.unseal(f"mgenb merge {method}")).to_string())
-    _save(out, results, settings)
+    test = images.test.unseal(f"mgenb merge {method}")
+    print(methods.compare(task, (str(first), str(second)), results, test).to_string())
+    _save(out, task, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)
 
 
-def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result"]:
-    """Return what each method finds, side by side where there is an executor."""
+def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result | str"]:
+    """Return what each method finds, side by side where there is an executor, or why it cannot take the networks."""
     from mgenb.executor import each
 
     done = dict(each(partial(_merged, task, kept), kept, executor, "method"))
     return {name: done[number] for number, name in enumerate(kept)}
 
 
-def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result":
-    """Return what a method finds, with one thread: with more of them sums have another order."""
+def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result | str":
+    """Return what a method finds, or why it cannot take these networks.
+
+    With one thread: with more of them sums have another order.
+    """
     from mgenb.devices import one_thread
+    from mgenb.errors import MgenbError
     from mgenb.mega.methods import METHODS
 
     with one_thread():
-        return METHODS[name](replace(task, keep=kept[name]))
+        try:
+            return METHODS[name](replace(task, keep=kept[name]))
+        except MgenbError as error:
+            return str(error)
 
 
-def _save(out: Path, results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
-    """Write the merged network that is best on validation images; an ensemble is none."""
+def _save(out: Path, task: "Task", results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
+    """Write the best merge on validation images, else the best single network, and say which it is."""
     from mgenb import store
+    from mgenb.mega import methods
 
-    fitness = {name: result.fitness for name, result in results.items() if len(result.states) == 1}
-    if best := max(fitness, key=fitness.__getitem__, default=None):
-        store.save_weights(out, results[best].states[0], {**settings, "method": best})
-    print(f"{best} is in {out}" if best else "an ensemble is two networks: there is no merged model to save")
+    ranked = sorted(results, key=lambda name: -results[name].fitness)  # the first of equals stays first
+    merged = [name for name in ranked if methods.merges(name, results[name], task)]
+    single = [name for name in ranked if len(results[name].states) == 1]
+    if not single:
+        print("an ensemble is two networks: there is no merged model to save")
+        return
+    kept = (merged or single)[0]
+    store.save_weights(out, results[kept].states[0], {**settings, "method": kept})
+    best = "" if ranked[0] in merged else f"; best on validation is {ranked[0]}, which is no merge"
+    print(f"{kept} is in {out}{best}")

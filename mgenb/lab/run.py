@@ -23,7 +23,6 @@ from torch import nn
 
 import mgenb
 from mgenb import claims, data, stats, store, training
-from mgenb.claims import printed
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Place, judge, measured_on
@@ -264,11 +263,6 @@ class Run:
     def readings_of(self, claim_id: str) -> pd.DataFrame:
         """Return the readings of a claim, as the registry fixed them before anything was measured."""
         return telling.readings(self._own(claim_id))
-
-    def follows(self) -> None:
-        """Show what the papers' printed numbers say by themselves, before any experiment."""
-        for finding in printed.findings(self.notebook.stem):
-            display(Markdown(finding.sentence), finding.table)
 
     def verdicts(self) -> None:
         """Judge what was found (Holm over the notebook's claims) and print one token a claim."""

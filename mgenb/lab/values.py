@@ -12,7 +12,7 @@ from mgenb.errors import MgenbError, choose
 
 LIMITS = ("val", "test")  # of images: a number, or all there are
 SHARES = ("t", "share", "floor")
-MAY_BE_ZERO = ("seed", "first_seed", "open_bases", "val_classes", "mutations", "fusions", "tune_epochs")
+MAY_BE_ZERO = ("seed", "first_seed", "open_bases", "val_classes", "mutations", "fusions", "tune_epochs", "wide_bases")
 CHOICES: dict[str, Collection[str]] = {
     "arch": nets.ARCHITECTURES,
     "recipe": training.RECIPES,

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import fx, nn
 
 from mgenb import seeds
-from mgenb.data import Split
+from mgenb.data import Dataset, Split
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
 from mgenb.mega.segment import STATISTICS
@@ -294,3 +294,8 @@ def recalibrate(net: nn.Module, state: State, split: Split) -> dict[str, torch.T
         scratch(images)
     new = {name: tensor for name, tensor in scratch.state_dict().items() if name.endswith(STATISTICS)}
     return {name: new.get(name, tensor).detach().clone() for name, tensor in state.items()}
+
+
+def refresh(net: nn.Module, dataset: Dataset) -> None:
+    """Give a trained network the BatchNorm statistics of all its training images, in place: see `recalibrate`."""
+    net.load_state_dict(recalibrate(net, net.state_dict(), dataset.train))

@@ -88,24 +88,41 @@ def correct(net: nn.Module, split: Split, states: tuple[State, ...]) -> torch.Te
     return population.classes_of(votes) == split.labels.cpu()
 
 
-def compare(task: Task, results: Mapping[str, Result], test: Split) -> pd.DataFrame:
-    """Return a row for each result: accuracies in percent with 95 % intervals, what it cost, and where it lies."""
+COLUMNS = (
+    "validation (%)",
+    "test (%)",
+    "above the better parent",
+    "evaluations",
+    "alpha",
+    "off the segment",
+    "nearest",
+)
 
-    def accuracy(split: Split, states: tuple[State, ...]) -> str:
-        right = correct(task.net, split, states)
-        return str(stats.proportion(int(right.sum()), len(right)).times(100))
 
+def compare(task: Task, names: tuple[str, str], results: Mapping[str, Result], test: Split) -> pd.DataFrame:
+    """Return `COLUMNS` for each result, and for both parents by their names.
+
+    Accuracy on test images, and points above the parent that is better on validation images, have 95 % intervals over
+    images; then what it cost, and where it lies, in units of the distance between the parents.
+    """
+    parents = {name: _best(task, [state]) for name, state in zip(names, (task.first, task.second), strict=True)}
+    better = correct(task.net, test, max(parents.values(), key=lambda result: result.fitness).states)
     rows = {}
-    for name, result in results.items():
-        place, single = result.provenance(task), len(result.states) == 1
-        rows[name] = {
-            "validation (%)": accuracy(task.val, result.states),
-            "test (%)": accuracy(test, result.states),
-            "evaluations": result.evaluations,
-            "alpha": f"{place.alpha:.2f}" if single else "",
-            "provenance": place.label() if single else "two networks",
-        }
-    return pd.DataFrame(rows).T.rename_axis("model")
+    for name, result in {**results, **parents}.items():
+        right, place = correct(task.net, test, result.states), result.provenance(task)
+        above = stats.paired(100.0 * right, 100.0 * better, "images")
+        accuracy = stats.proportion(int(right.sum()), len(right)).times(100)
+        cells = [f"{100 * result.fitness:.1f}", str(accuracy), str(above), str(result.evaluations)]
+        if len(result.states) == 1:
+            cells += [f"{place.alpha:.2f}", f"{place.off_segment:.3f}", f"{min(place.to_first, place.to_second):.3f}"]
+        rows[name] = dict(zip(COLUMNS, cells, strict=False))
+    return pd.DataFrame(rows).T.fillna("").rename_axis("model")
+
+
+def merges(name: str, result: Result, task: Task) -> bool:
+    """Return whether what a method of this name ended with is a merged network: one, and neither parent's alone."""
+    single = len(result.states) == 1 and name not in ("parent-bn", "mega-alone")
+    return single and result.provenance(task).label() != "parent copy"
 
 
 def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
@@ -244,25 +261,24 @@ def rebasin(method: Method, task: Task) -> Result:
     return replace(method(replace(task, second=second)), aligned=second)
 
 
-# MeGA's variants, and a smaller sigma: the paper states none, and 0.1 is the author's code's
-SETTINGS = mega.VARIANTS | {"small-sigma": replace(mega.VARIANTS["paper"], sigma=mega.VARIANTS["paper"].sigma / 10)}
-METHODS: dict[str, Method] = {
+RIVALS: dict[str, Method] = {  # those of the table of notebook 12, and MeGA; the others stand in its appendix
     "parent": parent,
     "parent-bn": partial(fresh, parent),
     "average": average,
-    "average-bn": partial(recalibrated, average),
     "line": line_search,
-    "line-bn": partial(fresh, line_search),
-    "random": random_search,
-    "soup": soup,
     "ensemble": ensemble,
-    "cma": cma_es,
     "rebasin": partial(rebasin, average),
     "rebasin-bn": partial(rebasin, partial(recalibrated, average)),
-    "line-rebasin": partial(rebasin, partial(fresh, line_search)),
     "mega-alone": alone,
-    **{f"mega-alone-{name}": partial(alone, settings=SETTINGS[name]) for name in ("fixed", "small-sigma")},
     "mega": genetic,
-    **{f"mega-{name}": partial(genetic, settings=SETTINGS[name]) for name in SETTINGS if name != "paper"},
-    "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=SETTINGS["fixed"]))),
+}
+METHODS = RIVALS | {
+    "average-bn": partial(recalibrated, average),
+    "line-bn": partial(fresh, line_search),
+    "line-rebasin": partial(rebasin, partial(fresh, line_search)),
+    "random": random_search,
+    "soup": soup,
+    "cma": cma_es,
+    **{f"mega-{name}": partial(genetic, settings=mega.VARIANTS[name]) for name in ("code", "elementwise", "fixed")},
+    "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=mega.VARIANTS["fixed"]))),
 }

@@ -61,20 +61,23 @@ def _basic(before: int, width: int, stride: int) -> nn.Sequential:
     return chain(sum=Residual(body, nn.Identity() if before == width else projection), relu=nn.ReLU())
 
 
-def _resnet(blocks: tuple[int, int, int], channels: int, classes: int) -> nn.Module:
+def _resnet(blocks: tuple[int, int, int], channels: int, classes: int, width: int = 1) -> nn.Module:
     """Return the ResNet for CIFAR (He et al. 2016, section 4.2) of 16, 32 and 64 maps with these blocks a stage.
+
+    `width` times as many maps (Zagoruyko and Komodakis 2016).
 
     Unlike theirs the convolutions have biases, and where the width changes the shortcut is a 1 x 1 convolution
     of stride 2 with BatchNorm. Depth, counted in 3 x 3 convolutions and the linear layer, is 2 * sum(blocks) + 2.
     """
-    stem = {"conv": nn.Conv2d(channels, 16, 3, padding=1), "norm": nn.BatchNorm2d(16), "relu": nn.ReLU()}
-    stages, before = {}, 16
-    for stage, (count, width) in enumerate(zip(blocks, (16, 32, 64), strict=True), 1):
-        widths = [before] + [width] * count
-        basics = [_basic(old, new, 1 if old == new else 2) for old, new in pairwise(widths)]
-        stages[f"stage{stage}"] = nn.Sequential(*basics)
-        before = width
-    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(64, classes)}
+    before = 16 * width
+    stem = {"conv": nn.Conv2d(channels, before, 3, padding=1), "norm": nn.BatchNorm2d(before), "relu": nn.ReLU()}
+    stages = {}
+    for stage, count in enumerate(blocks):
+        maps = [before] + [2**stage * 16 * width] * count
+        basics = [_basic(old, new, 1 if old == new else 2) for old, new in pairwise(maps)]
+        stages[f"stage{stage + 1}"] = nn.Sequential(*basics)
+        before = maps[-1]
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(before, classes)}
     return _as_keras(chain(**stem, **stages, **head))
 
 
@@ -135,15 +138,20 @@ def _densenet(blocks: tuple[int, int, int, int], channels: int, classes: int) ->
 
 
 # with parameters and statistics, counted for three channels and ten classes, and the paper's numbers
+BLOCKS = {  # a stage
+    "resnet8": (1, 1, 1),  # 79,050; the smallest of the family, for tests and quick profiles
+    "resnet14": (2, 2, 2),  # 176,938
+    "resnet20": (3, 3, 3),  # 274,826
+    "resnet56": (9, 9, 9),  # 862,154 (0.86M)
+    "resnet110": (18, 18, 18),  # 1,743,146 (1.78M)
+    "resnet152": (25, 25, 25),  # 2,428,362; the true depth 152, not ImageNet's ResNet-152
+    "resnet152_author": (18, 37, 37),  # 3,512,426 (3.51M); what his code calls so, of depth 186
+}
 MEGA: dict[str, Callable[[int, int], nn.Module]] = {
-    "resnet8": partial(_resnet, (1, 1, 1)),  # 79,050; the smallest of the family, for tests and quick profiles
-    "resnet14": partial(_resnet, (2, 2, 2)),  # 176,938
-    "resnet20": partial(_resnet, (3, 3, 3)),  # 274,826
-    "resnet56": partial(_resnet, (9, 9, 9)),  # 862,154 (0.86M)
-    "resnet110": partial(_resnet, (18, 18, 18)),  # 1,743,146 (1.78M)
-    "resnet152": partial(_resnet, (25, 25, 25)),  # 2,428,362; the true depth 152, not ImageNet's ResNet-152
-    "resnet152_author": partial(_resnet, (18, 37, 37)),  # 3,512,426 (3.51M); what his code calls so, of depth 186
+    **{arch: partial(_resnet, blocks) for arch, blocks in BLOCKS.items()},
     "xception": _xception,  # 22,969,906 (22.96M)
     "densenet121": partial(_densenet, (6, 12, 24, 16)),  # 7,047,754 (7.04M)
     "densenet169": partial(_densenet, (6, 12, 32, 32)),  # 12,659,530 (12.65M)
+    # each ResNet twice and four times as wide, as resnet20x4
+    **{f"{arch}x{width}": partial(_resnet, BLOCKS[arch], width=width) for arch in BLOCKS for width in (2, 4)},
 }

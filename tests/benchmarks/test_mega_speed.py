@@ -1,8 +1,16 @@
-"""MeGA's generations against the pure evaluation of their individuals; recomputing BatchNorm is told apart."""
+"""MeGA's generations against the pure evaluation of their individuals, and merging against the plain way.
 
+Recomputing BatchNorm is told apart.
+"""
+
+import copy
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from mgenb import mega, training
 from mgenb.measure import population
@@ -39,3 +47,49 @@ def test_two_generations_of_20_against_evaluating_them(against, parents, digits,
     for ours, theirs in against(merged, pure, note=f"; fresh statistics: {fresh}; bar: at least 0.95"):
         assert ours == theirs
         assert len(ours) == 20 + 19
+
+
+def merged_fast(net, first, second, val, settings, seed):
+    """The fitness of all individuals of a merge, with one thread."""
+    torch.set_num_threads(1)
+    found = mega.merge(first, second, settings, seed, population.accuracy_on(net, val))
+    return found.individuals["fitness"].tolist()
+
+
+def plainly(net, val):
+    """Accuracy the plain way: a copy of the network for each individual, load_state_dict, a DataLoader."""
+
+    def accuracy(state):
+        twin = copy.deepcopy(net).eval()
+        twin.load_state_dict(state)
+        right = 0
+        with torch.no_grad():
+            for images, labels in DataLoader(TensorDataset(val.images, val.labels), batch_size=64):
+                right += (twin(images).argmax(1) == labels).sum().item()
+        return right / len(val)
+
+    return lambda states: list(map(accuracy, states))
+
+
+def test_merging_two_pairs_of_resnet8_against_the_plain_way(against, digits):
+    """Twenty individuals, twenty generations, 500 validation images, of two pairs, with two workers."""
+    # trained: where logits are close, as those of networks as drawn, a batch is computed twice
+    nets = [training.trained("resnet8", digits, recipe="mge-adam", epochs=1, seed=seed) for seed in range(4)]
+    settings = mega.Settings()
+    states, val = [population.state_of(net) for net in nets], digits.val.take(500, 0)
+    pairs = [(nets[0], states[0], states[1], val), (nets[0], states[2], states[3], val)]
+    few = mega.Settings(size=4, generations=1)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for started in [pool.submit(merged_fast, *pair, few, 0) for pair in pairs]:
+            started.result()  # both workers are there, and know the fastest way
+
+        def ours():
+            return [found.result() for found in [pool.submit(merged_fast, *pair, settings, 0) for pair in pairs]]
+
+        def plain():
+            merged = [mega.merge(a, b, settings, 0, plainly(net, images)) for net, a, b, images in pairs]
+            return [found.individuals["fitness"].tolist() for found in merged]
+
+        for fast, slow in against(ours, plain, rounds=1, note="; bar: at least 2 with two workers"):
+            assert fast == slow
+            assert [len(one) for one in fast] == [400, 400]

@@ -35,7 +35,7 @@ def images():
     return Split(pixels, torch.randint(0, 10, (IMAGES,), generator=generator), torch.arange(IMAGES), "val")
 
 
-@pytest.mark.parametrize("arch", nets.ARCHITECTURES)
+@pytest.mark.parametrize("arch", [arch for arch in nets.ARCHITECTURES if not arch.endswith(("x2", "x4"))])
 def test_network_fused_layers_and_cpu_agree(arch, images):
     net, states = lived_in(arch)
     there, on_cpu = images.to("cuda"), population.predictions(net, images, states)

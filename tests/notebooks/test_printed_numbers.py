@@ -18,6 +18,9 @@ SAYS = {
         "a base of 92 s where training one takes 74 s",
         "not below 1 % is resnet18 for 100.",
     ),
+    "11": ("below the better parent for resnet56, and above both for densenet121", "2 of 2 curves end at the test"),
+    "12": ("the gains are 0.2 (resnet110) to 3.6 points", "0.010 everywhere"),
+    "13": ("+0.0, +0.8, -0.4 points from two", "0.014 to 0.023"),
     "09": ("costs the original 4.48 points", "already 12.07 points behind"),
 }
 

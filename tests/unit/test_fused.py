@@ -27,7 +27,7 @@ def norms(net):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("arch", nets.ARCHITECTURES)
+@pytest.mark.parametrize("arch", [arch for arch in nets.ARCHITECTURES if not arch.endswith(("x2", "x4"))])
 def test_logits_are_those_of_the_network(arch):
     net, images = lived_in(arch)
     slim, folded = fused.fuse(net)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -38,7 +40,8 @@ def test_a_merged_model_is_saved_and_told(files, tmp_path, capsys, monkeypatch, 
     out = tmp_path / "merged.safetensors"
     code, printed, error = mgenb(capsys, monkeypatch, *files, *BASICS, "--method", "rebasin", "--out", out)
     assert code == 0, error
-    assert all(text in printed for text in ("rebasin", "a.safetensors", "test (%)", "on the segment", "parent copy"))
+    assert all(text in printed for text in ("rebasin", "a.safetensors", *methods.COLUMNS))
+    assert printed.splitlines()[-1] == f"rebasin is in {out}"
     told = json.loads(out.with_suffix(".json").read_text())
     assert (told["method"], told["arch"], len(told["parents"])) == ("rebasin", "lenet", 2)
     merged, first = load_file(out), load_file(files[0])
@@ -51,8 +54,53 @@ def test_all_methods_are_compared_and_the_best_is_saved(files, tmp_path, capsys,
     code, printed, error = mgenb(capsys, monkeypatch, *files, *BASICS, "--method", "all", "--out", out)
     assert code == 0, error
     assert all(f"\n{name} " in printed for name in methods.METHODS)
-    assert json.loads(out.with_suffix(".json").read_text())["method"] in methods.METHODS
+    assert "left out" not in printed
+    saved = json.loads(out.with_suffix(".json").read_text())["method"]
+    assert saved in methods.METHODS
+    assert f"{saved} is in {out}" in printed.splitlines()[-1]
     assert not [*store.cache_dir().glob("unfinished/merge-*")]
+
+
+def test_methods_that_cannot_take_a_network_are_left_out_with_the_reason(tmp_path, capsys, monkeypatch, small):
+    files, out = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "merged.safetensors"
+    for seed, file in enumerate(files):
+        save_file(population.state_of(training.fresh("vit", small, seed)), file)
+    few = ["--arch", "vit", "--dataset", "mnist", "--samples", "--val-limit", "10", "--train-limit", "10"]
+    arguments = [*files, *few, "--budget", "8", "--size", "4", "--out", out]
+    code, printed, error = mgenb(capsys, monkeypatch, *arguments, "--method", "all")
+    assert code == 0, error
+    refused = {name for name in methods.METHODS if "rebasin" in name}
+    for name in methods.METHODS:
+        assert (f"{name} is left out: units cannot be followed through node" in printed) == (name in refused)
+        assert (f"\n{name} " in printed.partition("model")[2]) == (name not in refused)
+    out.unlink(missing_ok=True)
+    code, _, error = mgenb(capsys, monkeypatch, *arguments[:-1], tmp_path / "other.safetensors", "--method", "rebasin")
+    assert (code, "units cannot be followed" in error) == (2, True)
+
+
+@pytest.mark.parametrize("winner", ["parent", "ensemble", "line", "mega"])
+def test_the_last_line_says_whether_the_winner_is_a_merge(winner, files, tmp_path, capsys, monkeypatch):
+    """Each method is given a fitness by hand; `line` is made to end with a copy of the first parent."""
+    names, out = ("parent", "ensemble", "line", "mega", "average"), tmp_path / "merged.safetensors"
+
+    def given(name, method, task):
+        result = methods.Result((task.first,), 0, 1) if name == "line" else method(task)
+        return replace(result, fitness=1.0 if name == winner else {"mega": 0.9}.get(name, 0.5))
+
+    monkeypatch.setattr(methods, "METHODS", {name: partial(given, name, methods.METHODS[name]) for name in names})
+    code, printed, error = mgenb(capsys, monkeypatch, *files, *BASICS, "--method", "all", "--out", out)
+    assert code == 0, error
+    last = printed.splitlines()[-1]
+    no_merge = "" if winner == "mega" else f"; best on validation is {winner}, which is no merge"
+    assert last == f"mega is in {out}{no_merge}"
+    assert json.loads(out.with_suffix(".json").read_text())["method"] == "mega"
+
+
+def test_a_parent_alone_is_saved_and_called_no_merge(files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "merged.safetensors"
+    code, printed, error = mgenb(capsys, monkeypatch, *files, *BASICS, "--method", "parent-bn", "--out", out)
+    assert code == 0, error
+    assert printed.splitlines()[-1] == f"parent-bn is in {out}; best on validation is parent-bn, which is no merge"
 
 
 def test_residual_networks_are_aligned_before_they_are_merged(tmp_path, capsys, monkeypatch, small):

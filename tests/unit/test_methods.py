@@ -71,6 +71,27 @@ def test_the_ensemble_votes_by_mean_logits(results, task):
     assert len(results["ensemble"].states) == 2
 
 
+def test_the_table_of_one_pair_has_both_parents_and_what_is_above_the_better(results, task, small):
+    found = {name: results[name] for name in ("average", "ensemble", "parent")}
+    table = methods.compare(task, ("a", "b"), found, small.test.unseal("test"))
+    assert list(table.index) == ["average", "ensemble", "parent", "a", "b"]
+    assert tuple(table.columns) == methods.COLUMNS
+    better = "ab"[int(np.argmax([population.accuracy(task.net, task.val, one) for one in (task.first, task.second)]))]
+    assert {table.at[name, "above the better parent"] for name in ("parent", better)} == {"0.0 [0.0, 0.0]"}
+    assert float(table.at["average", "above the better parent"].split()[0]) < -5
+    assert table.at["average", "alpha"] == "0.50"
+    assert float(table.at["average", "nearest"]) == pytest.approx(0.5, abs=1e-3)
+    assert table.at["ensemble", "alpha"] == ""
+
+
+def test_what_is_a_merge(results, task):
+    merges = {name for name, result in results.items() if methods.merges(name, result, task)}
+    assert not merges & {"parent", "parent-bn", "mega-alone", "ensemble"}
+    assert merges >= {"average", "mega", "rebasin"}
+    copy = replace(results["mega"], states=(task.second,))
+    assert not methods.merges("mega", copy, task)
+
+
 def test_rebasin_is_the_average_with_the_aligned_second(results, task):
     other = align.aligned(task.net, task.first, task.second, 0)
     assert same(results["rebasin"].states[0], mega.between(task.first, other, 0.5))
@@ -78,8 +99,7 @@ def test_rebasin_is_the_average_with_the_aligned_second(results, task):
 
 
 def test_alone_has_as_many_generations_as_mega(results):
-    for variant in ("", "-fixed", "-small-sigma"):
-        assert results[f"mega-alone{variant}"].evaluations == results[f"mega{variant}"].evaluations + 2
+    assert results["mega-alone"].evaluations == results["mega"].evaluations + 2
 
 
 def test_a_line_search_after_alignment_stays_on_the_aligned_segment(results, task):

@@ -14,7 +14,8 @@ from mgenb.measure import population
 
 # the same blocks more often, or many parameters: one image has to do
 DEEPER = ["resnet14", "resnet20", "resnet56", "resnet110", "resnet152", "resnet152_author", "densenet169", "xception"]
-SHALLOW = sorted(set(nets.ARCHITECTURES) - set(DEEPER))
+WIDER = [arch for arch in nets.ARCHITECTURES if arch.endswith(("x2", "x4"))]  # by one rule: resnet8x2 stands for all
+SHALLOW = sorted({*nets.ARCHITECTURES} - {*DEEPER, *WIDER} | {"resnet8x2"})
 
 
 def parameters(module):
@@ -113,6 +114,8 @@ def test_vit_has_the_parameters_of_four_encoder_layers_of_96(channels):
         ("resnet8", (1, 1, 1), 8, 79_050, None),
         ("resnet14", (2, 2, 2), 14, 176_938, None),
         ("resnet20", (3, 3, 3), 20, 274_826, None),
+        ("resnet8x2", (1, 1, 1), 8, 310_666, None),
+        ("resnet20x4", (3, 3, 3), 20, 4_337_162, None),
         ("resnet56", (9, 9, 9), 56, 862_154, 0.86),
         ("resnet110", (18, 18, 18), 110, 1_743_146, None),  # the paper prints 1.78
         ("resnet152", (25, 25, 25), 152, 2_428_362, None),
@@ -124,11 +127,12 @@ def test_megas_resnets_have_the_paper_s_counts(arch, blocks, depth, count, print
         projection = 0 if before == width else (before + 1) * width + 4 * width
         return (9 * before + 1) * width + (9 * width + 1) * width + 8 * width + projection
 
-    stages = zip(blocks, (16, 16, 32), (16, 32, 64), strict=True)
+    wide = int(arch.partition("x")[2] or 1)
+    stages = zip(blocks, (16 * wide, 16 * wide, 32 * wide), (16 * wide, 32 * wide, 64 * wide), strict=True)
     rest = sum(block(before, width) + (n - 1) * block(width, width) for n, before, width in stages)
     with torch.device("meta"):
         net = nets.build(arch, 3, 32, 10)
-    assert nets.count_with_statistics(net) == (9 * 3 + 1) * 16 + 4 * 16 + rest + 64 * 10 + 10 == count
+    assert nets.count_with_statistics(net) == (9 * 3 + 1 + 4) * 16 * wide + rest + 64 * wide * 10 + 10 == count
     assert printed is None or int(count / 1e4) / 100 == printed
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 == depth

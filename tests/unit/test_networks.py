@@ -104,7 +104,7 @@ def test_text_of_a_command_line_is_read(name, text, value):
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("null", True), (None, True)])
 def test_true_false_and_not_given(text, value):
-    checked = parameters.check(catalog.find("11"), "quick", {"finish": text})
+    checked = parameters.check(catalog.find("13"), "quick", {"finish": text})
     assert checked.settings["finish"] is value
     assert checked.by_hand == ("" if value else "finish=False")
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 import mgenb
 from mgenb import claims, lab, mge, stats
-from mgenb.claims import printed
 from mgenb.data import Split
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, evidence
@@ -503,16 +502,3 @@ def test_the_readings_of_a_claim_are_shown_with_how_they_stand(judging):
     assert kinds == {reading.name: "core" if reading.core else "open" for reading in claims.get(LOW).readings}
     assert table.loc[("size", "core", "what low, mid and high frequency are"), "stands as"] == "text"
     assert len(table) == sum(len(reading.choices) for reading in claims.get(LOW).readings)
-
-
-def test_what_the_printed_numbers_say_is_shown(judging, monkeypatch):
-    shown = []
-    monkeypatch.setattr("mgenb.lab.run.display", lambda *values: shown.append(values))
-    judging("12_mega_pairs").follows()
-    found = printed.findings("12_mega_pairs")
-    assert [sentence.data for sentence, _ in shown] == [finding.sentence for finding in found]
-    assert all(table.equals(finding.table) for (_, table), finding in zip(shown, found, strict=True))
-    assert any("0.2 (resnet110) to 3.6 points" in sentence.data for sentence, _ in shown)
-    shown.clear()
-    judging().follows()  # none
-    assert shown == []
