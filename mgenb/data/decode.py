@@ -28,6 +28,8 @@ from mgenb.errors import MgenbError
 VERSION = 1  # raise it when decoding changes: it is part of the cache's keys
 LAYOUT = "train/<class>/<image>, test/<class>/<image> and, if you have one, val/<class>/<image>"
 SPLITS = ("train", "val", "test")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
+LARGEST_FILE, LONGEST_SIDE = 2**28, 2**13  # bytes of an image file, unpacked; pixels
 PASSED_OVER = re.compile(r"(^|/)(\.|__MACOSX)|^[^/]+$")  # hidden files, and those beside the folders of the splits
 File = Path | zipfile.Path
 
@@ -228,8 +230,14 @@ def _check_classes(path: Path, entries: Sequence[Entry], few_shot: bool) -> None
 
 def _open(path: File, resize: int | None) -> tuple[Image.Image, str | None]:
     """Return an image in RGB, and the format of its file."""
-    with reading(path), Image.open(io.BytesIO(path.read_bytes())) as file:
-        image, mode, kind = file.convert("RGB"), file.mode, file.format
+    with reading(path):
+        size = path.stat().st_size if isinstance(path, Path) else path.root.getinfo(path.at).file_size
+        if size > LARGEST_FILE:
+            raise ValueError(f"{size} bytes; right is at most {LARGEST_FILE}")
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as file:
+            if max(file.size) > LONGEST_SIDE:
+                raise ValueError(f"{file.width}x{file.height} pixels; right is at most {LONGEST_SIDE} a side")
+            image, mode, kind = file.convert("RGB"), file.mode, file.format
     if mode.startswith(("I", "F")):
         raise MgenbError(f"{path} has pixels of more than 8 bits (mode {mode}): save it with 8 bits")
     return image.resize((resize, resize), Image.Resampling.LANCZOS) if resize else image, kind

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,8 +130,8 @@ def markdown(frame: pd.DataFrame, role: str = "central") -> str:
     shown = frame[(frame["role"] == role) & (frame["verdict"].isin(JUDGED) | (role == "central"))]
     for row in shown.sort_values("notebook", kind="stable").to_dict("records"):
         claim = f"{row['statement']} ({row['where']})"
-        scale = f"`{row['scale']}` {row['networks']}" if row["scale"] else ""
-        ours = (row["holds if"], row["measured"] or row["why"], row["readings"], scale)
+        scale = f"`{row['scale']}` {escape(row['networks'])}" if row["scale"] else ""
+        ours = (row["holds if"], row["measured"] or escape(row["why"], quote=False), row["readings"], scale)
         cells = (f"**{row['verdict']}**", claim, row["paper value"], *ours)
         lines.append(f"| {' | '.join((*cells, _link(row['notebook'])))} |")
     return "\n".join(lines)
@@ -150,7 +151,7 @@ def without_evidence(frame: pd.DataFrame) -> Iterator[str]:
         for name in rows.index:
             tables.setdefault(claims.get(name).table or name, []).append(f"`{name}`")
         names = [", ".join(of) if len(of) < MANY else f"`{key}.*` ({len(of)})" for key, of in tables.items()]
-        yield f"- {_link(notebook)} {verdict}, {reason}: {', '.join(names)}"
+        yield f"- {_link(notebook)} {verdict}, {escape(reason, quote=False)}: {', '.join(names)}"
 
 
 def document(frame: pd.DataFrame) -> str:

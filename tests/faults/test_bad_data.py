@@ -220,6 +220,23 @@ def test_damaged_cache_is_made_again(tmp_path):
     assert data.load(path, val_fraction=0.5).digest == first.digest
 
 
+def test_images_in_formats_that_start_programs_and_huge_ones_are_not_opened(tmp_path):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "EPS")
+    refused(
+        "train/cat/0.png cannot be read .*cannot identify",
+        zipped(tmp_path, {**good(), "train/cat/0.png": out.getvalue()}),
+    )
+    wide = {**good(), "train/cat/0.png": picture((9000, 1))}
+    refused("train/cat/0.png cannot be read .*9000x1 pixels; right is at most 8192", zipped(tmp_path, wide))
+    bomb = {**good(), "train/cat/0.png": bytes(2**28 + 1)}
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in bomb.items():
+            archive.writestr(member, content)
+    refused("train/cat/0.png cannot be read .*right is at most 268435456", str(path))
+
+
 def test_a_source_that_changed_at_the_same_size_and_time_is_seen(tmp_path):
     folder = tmp_path / "pets"
     for name in good():

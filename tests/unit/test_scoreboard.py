@@ -65,6 +65,14 @@ def test_every_claim_has_a_row_and_most_have_no_record():
     assert set(scoreboard.table([], "mega")["paper"]) == {"mega"}
 
 
+def test_what_a_record_says_is_text_and_no_html(recorded):
+    written = recorded("not tested")
+    written.claims[0]["reason"] = "<img src=x onerror=alert(1)>"
+    page = scoreboard.document(scoreboard.table([written]))
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
 def test_the_best_evidence_is_shown_with_its_scale(recorded):
     gpu = recorded("contradicted", "paper")
     for records in ([recorded("reproduced", "quick"), gpu], [gpu, recorded("reproduced", "quick")]):
