@@ -134,7 +134,8 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
     if path is None or not path.exists():
         return None
     try:
-        digest, blob = (content := path.read_bytes())[:32], content[32:]
+        content = path.read_bytes()
+        digest, blob = content[:32], content[32:]
         if hashlib.sha256(blob).digest() != digest:
             raise ValueError("its checksum is another one")
         saved = torch.load(io.BytesIO(blob), map_location=device, weights_only=True)

@@ -48,7 +48,7 @@ def merge(
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, devices, mega, nets, store, training
-    from mgenb.errors import MgenbError, choose
+    from mgenb.errors import choose
     from mgenb.executor import workers
     from mgenb.mega import methods
 
@@ -64,11 +64,7 @@ def merge(
     settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
-        found = _results(task, kept, executor)
-    results = {name: result for name, result in found.items() if not isinstance(result, str)}
-    if not results:
-        raise MgenbError(str(found[method]))
-    print("".join(f"{name} is left out: {why}\n" for name, why in found.items() if name not in results), end="")
+        results = _taken(_results(task, kept, executor))
     print(TRAINED_ON.format(len(task.val)))
     test = images.test.unseal(f"mgenb merge {method}")
     print(methods.compare(task, (str(first), str(second)), results, test).to_string())
@@ -99,6 +95,20 @@ def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result | str"
             return METHODS[name](replace(task, keep=kept[name]))
         except MgenbError as error:
             return str(error)
+
+
+def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":
+    """Return what the methods found that could take the networks, and say of the others why they are left out.
+
+    Raises MgenbError where none could.
+    """
+    from mgenb.errors import MgenbError
+
+    refused = {name: why for name, why in found.items() if isinstance(why, str)}
+    if len(refused) == len(found):
+        raise MgenbError(next(iter(refused.values())))
+    print("".join(f"{name} is left out: {why}\n" for name, why in refused.items()), end="")
+    return {name: result for name, result in found.items() if not isinstance(result, str)}
 
 
 def _save(out: Path, task: "Task", results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:

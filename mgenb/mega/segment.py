@@ -77,7 +77,7 @@ def between(first: State, second: State, alpha: float | Mapping[str, float]) -> 
     Counters, and how images are scaled, are the first network's.
     """
     share = alpha if isinstance(alpha, Mapping) else dict.fromkeys(layers(first), alpha)
-    for value in share.values():
+    for value in {*share.values()}:
         check("alpha", value, 0.0, 1.0)
     return {**first, **mixed(first, second, lambda name: share[layer_of(name)])}
 

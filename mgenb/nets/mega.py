@@ -147,11 +147,13 @@ BLOCKS = {  # a stage
     "resnet152": (25, 25, 25),  # 2,428,362; the true depth 152, not ImageNet's ResNet-152
     "resnet152_author": (18, 37, 37),  # 3,512,426 (3.51M); what his code calls so, of depth 186
 }
+WIDER: dict[str, Callable[[int, int], nn.Module]] = {  # each ResNet twice and four times as wide, as resnet20x4
+    f"{arch}x{width}": partial(_resnet, blocks, width=width) for arch, blocks in BLOCKS.items() for width in (2, 4)
+}
 MEGA: dict[str, Callable[[int, int], nn.Module]] = {
     **{arch: partial(_resnet, blocks) for arch, blocks in BLOCKS.items()},
     "xception": _xception,  # 22,969,906 (22.96M)
     "densenet121": partial(_densenet, (6, 12, 24, 16)),  # 7,047,754 (7.04M)
     "densenet169": partial(_densenet, (6, 12, 32, 32)),  # 12,659,530 (12.65M)
-    # each ResNet twice and four times as wide, as resnet20x4
-    **{f"{arch}x{width}": partial(_resnet, BLOCKS[arch], width=width) for arch in BLOCKS for width in (2, 4)},
+    **WIDER,
 }

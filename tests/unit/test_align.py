@@ -12,13 +12,14 @@ from mgenb import nets, training
 from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.measure import population
 from mgenb.mega import align
+from mgenb.nets.mega import WIDER
 
 # seconds each, and built as one of the others
 LARGE = {"vgg11", "vgg16", "vgg16_bn", "xception", "densenet169", "resnet110", "resnet152", "resnet152_author"}
 ALIGNABLE = [
     pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch
     for arch in sorted(nets.ARCHITECTURES)
-    if arch != "vit" and (arch == "resnet8x2" or not arch.endswith(("x2", "x4")))  # which are built alike
+    if arch != "vit" and arch not in {*WIDER} - {"resnet8x2"}  # which are built alike
 ]
 
 

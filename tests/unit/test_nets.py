@@ -11,11 +11,11 @@ from torchvision import models
 from mgenb import nets, training
 from mgenb.errors import MgenbError
 from mgenb.measure import population
+from mgenb.nets.mega import WIDER
 
 # the same blocks more often, or many parameters: one image has to do
 DEEPER = ["resnet14", "resnet20", "resnet56", "resnet110", "resnet152", "resnet152_author", "densenet169", "xception"]
-WIDER = [arch for arch in nets.ARCHITECTURES if arch.endswith(("x2", "x4"))]  # by one rule: resnet8x2 stands for all
-SHALLOW = sorted({*nets.ARCHITECTURES} - {*DEEPER, *WIDER} | {"resnet8x2"})
+SHALLOW = sorted({*nets.ARCHITECTURES} - {*DEEPER, *WIDER} | {"resnet8x2"})  # which stands for all that are wider
 
 
 def parameters(module):
