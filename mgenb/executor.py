@@ -119,7 +119,7 @@ def each(
             break
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             number, task = running.pop(future)
-            if isinstance(future.exception(), TerminatedWorkerError):
+            if _killed(future.exception()):
                 killed.append((number, task))
             else:
                 yield number, _result(future, what, task)
@@ -127,12 +127,16 @@ def each(
         yield number, _result(executor.submit(function, task), what, task)
 
 
+def _killed(error: BaseException | None) -> bool:
+    # Dask's KilledWorker is given to every task of the worker that died, whosever fault it was, as loky's is
+    return isinstance(error, TerminatedWorkerError) or type(error).__name__ == "KilledWorker"
+
+
 def _result(future: Future[Any], what: str, task: Any) -> Any:
     try:
         return future.result()
     except Exception as error:
-        killed = isinstance(error, TerminatedWorkerError) or type(error).__name__ == "KilledWorker"  # Dask's
-        if not killed:
+        if not _killed(error):
             raise
         why = "most often for want of memory; what is finished is kept"
         raise MgenbError(
