@@ -187,7 +187,7 @@ def _kernel(environment: Mapping[str, str]) -> Iterator[type]:
     from jupyter_client.manager import AsyncKernelManager
 
     # OpenMP threads that spin while they wait cost up to fourteen times the run time where cores are shared
-    inherited = {"OMP_WAIT_POLICY": "passive", **os.environ, catalog.ANALYSE: "", **environment}
+    inherited = {"OMP_WAIT_POLICY": "passive", **executor.MEMORY, **os.environ, catalog.ANALYSE: "", **environment}
     with tempfile.TemporaryDirectory(prefix="mgenb-", ignore_cleanup_errors=True) as folder:
         private = os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER
 

@@ -4,15 +4,13 @@ Recomputing BatchNorm is told apart.
 """
 
 import copy
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mgenb import mega, training
+from mgenb import executor, mega, training
 from mgenb.measure import population
 from mgenb.mega import align
 
@@ -50,8 +48,7 @@ def test_two_generations_of_20_against_evaluating_them(against, parents, digits,
 
 
 def merged_fast(net, first, second, val, settings, seed):
-    """The fitness of all individuals of a merge, with one thread."""
-    torch.set_num_threads(1)
+    """The fitness of all individuals of a merge."""
     found = mega.merge(first, second, settings, seed, population.accuracy_on(net, val))
     return found.individuals["fitness"].tolist()
 
@@ -79,7 +76,7 @@ def test_merging_two_pairs_of_resnet8_against_the_plain_way(against, digits):
     states, val = [population.state_of(net) for net in nets], digits.val.take(500, 0)
     pairs = [(nets[0], states[0], states[1], val), (nets[0], states[2], states[3], val)]
     few = mega.Settings(size=4, generations=1)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with executor.workers("2") as pool:
         for started in [pool.submit(merged_fast, *pair, few, 0) for pair in pairs]:
             started.result()  # both workers are there, and know the fastest way
 
