@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mgenb import executor, mge, training
+from mgenb import executor, mge
 from mgenb.cli.merge import _merged
 from mgenb.errors import MgenbError
 from mgenb.lab import rows
@@ -94,18 +94,6 @@ def test_what_goes_wrong_in_a_part_is_told_and_finished_parts_stay(cell, tmp_pat
     with pytest.raises(MgenbError, match=r"'base': [34]} gave no rows"):
         rows.measure(PARTS, cell["experiment"], **given)
     assert len(list((tmp_path / f"{EXPERIMENT.stem}.parts").glob("*.json"))) >= 2
-
-
-def test_networks_that_a_cluster_trains_come_back_the_same(cluster, small, tmp_path, monkeypatch):
-    made = {}
-    for place, scheduler in {"here": "", "there": cluster}.items():
-        monkeypatch.setenv(executor.SCHEDULER, scheduler)
-        monkeypatch.setenv("MGENB_CACHE", str(tmp_path / place))  # the workers have another
-        training.trained_all("lenet", small, epochs=1, seeds=[0, 1])
-        files = (tmp_path / place / "models").iterdir()
-        made[place] = {file.name: file.read_bytes() for file in files if file.suffix in (".safetensors", ".json")}
-    assert len(made["here"]) == 4
-    assert made["here"] == made["there"]
 
 
 @pytest.mark.parametrize("way", ["two", "cluster"])
