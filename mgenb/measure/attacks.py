@@ -114,22 +114,13 @@ def craft(
     return torch.cat(parts).to(images.device)
 
 
-def right_under(
-    net: nn.Module,
-    split: Split,
-    state: State | None,
-    attack: Attack,
-    *,
-    crafted_on: tuple[nn.Module, State | None] | None = None,
-    seed: int = 0,
-) -> torch.Tensor:
+def right_under(net: nn.Module, split: Split, state: State | None, attack: Attack, *, seed: int = 0) -> torch.Tensor:
     """Return which images are still classified rightly under an untargeted attack, bool [n], on the CPU.
 
-    White-box: crafted on the network itself, with `state`. With `crafted_on` (network, state) it is transferred from
-    there. With `functools.partial(right_under, attack=...)` it is a measure for `run.final_test`.
+    White-box: crafted on the network itself, with `state`. With `functools.partial(right_under, attack=...)` it is a
+    measure for `run.final_test`.
     """
-    source, weights = crafted_on or (net, state)
-    images = craft(source, split.images, split.labels, attack, state=weights, seed=seed)
+    images = craft(net, split.images, split.labels, attack, state=state, seed=seed)
     return population.correct(net, replace(split, images=images), state)
 
 

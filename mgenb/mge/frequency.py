@@ -122,11 +122,6 @@ def change_coefficients(
     return weight + to_weights(change, transform)
 
 
-def zero_band(weight: Tensor, band: str, count: int, *, transform: str, seed: int) -> Tensor:
-    """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6); see `change_band`."""
-    return change_band(weight, band, count, transform=transform, seed=seed)
-
-
 def change_band(
     weight: Tensor,
     band: str,

@@ -87,7 +87,7 @@ def toy(**own):
         models["base", index, 0] = net, None
         for band in ("low", "high"):
             change = {
-                "net.fc1.weight": frequency.zero_band(
+                "net.fc1.weight": frequency.change_band(
                     net.state_dict()["net.fc1.weight"], band, 3000, transform="flat", seed=index
                 )
             }
