@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mgenb.digest import file_hash, key_of
 from mgenb.errors import MgenbError
 
 State = Mapping[str, torch.Tensor]  # a state_dict
@@ -58,17 +59,6 @@ def cache_dir() -> Path:
     chosen = os.environ.get("MGENB_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(chosen).expanduser() if chosen else base / "mgenb"
-
-
-def key_of(settings: Mapping[str, Any]) -> str:
-    """Return 20 hex digits that name `settings` (JSON values; the order of keys does not matter)."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def tensor_hash(state: State, names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgenb import data, lab, stats, training
+from mgenb import data, digest, lab, stats, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, record
 from mgenb.measure import population
@@ -193,8 +193,8 @@ def test_the_best_rows_are_the_committed_ones_of_a_larger_profile_of_the_same_ve
     run.version = 2
     assert run.best_rows(own) is own
     run.version, beside = 1, tmp_path / "figures" / "cpu" / f"{STEM}.parts.json"
-    head = json.loads(beside.read_text())
-    beside.write_text(json.dumps({**head, "planned": head["planned"] + 1}))
+    head = digest.unsealed(json.loads(beside.read_text()), "")
+    beside.write_text(json.dumps(digest.sealed({**head, "planned": head["planned"] + 1})))
     assert run.best_rows(own) is own  # it is not finished
 
 
