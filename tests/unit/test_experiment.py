@@ -175,9 +175,8 @@ def test_rows_of_another_experiment_are_not_analysed(out, monkeypatch, version, 
 
 def test_the_best_rows_are_the_committed_ones_of_a_larger_profile_of_the_same_version(out, monkeypatch, tmp_path):
     own = whole(start())
-    for file in (tmp_path / "pyproject.toml", tmp_path / "notebooks" / "x"):
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('name = "mgenb"')
     monkeypatch.chdir(tmp_path)
     run = start()
     run.version = 1
