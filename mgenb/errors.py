@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +14,14 @@ class MgenbError(Exception):
 
 class SealedSplitError(MgenbError):
     """The test split was asked for outside its one door, `run.final_test`."""
+
+
+def at_home(path: str | Path) -> Path:
+    """Return a path with the user's home in place of `~`; MgenbError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MgenbError(f"{path} lies in a home folder that cannot be found: give a path without ~") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

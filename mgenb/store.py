@@ -1,26 +1,35 @@
 """Content-addressed files in the cache: written to a temporary file, flushed, renamed; hashes checked on reading."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import sys
+import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mgenb.errors import MgenbError
+from mgenb.digest import CHECKSUM, file_hash, key_of
+from mgenb.errors import MgenbError, at_home
 
 State = Mapping[str, torch.Tensor]  # a state_dict
 
 
 HALF = torch.float16, torch.bfloat16
+FORGOTTEN = 24 * 3600  # seconds after which a temporary file is what a killed process left
+SOON = 1.0  # seconds of waiting for a lock of which nothing is said
+CLOSED = errno.EROFS, errno.EACCES, errno.EPERM  # nobody writes there
 
 
 def usable(state: State, what: str = "the state_dict") -> dict[str, torch.Tensor]:
@@ -55,20 +64,7 @@ def _wrong_with(name: str, tensor: object) -> str:
 
 def cache_dir() -> Path:
     """Return the cache folder: `MGENB_CACHE`, else `$XDG_CACHE_HOME/mgenb`, else `~/.cache/mgenb`."""
-    chosen = os.environ.get("MGENB_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen).expanduser() if chosen else base / "mgenb"
-
-
-def key_of(settings: Mapping[str, Any]) -> str:
-    """Return 20 hex digits that name `settings` (JSON values; the order of keys does not matter)."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return at_home(os.environ.get("MGENB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mgenb"))
 
 
 def tensor_hash(state: State, names: Iterable[str]) -> str:
@@ -81,9 +77,10 @@ def tensor_hash(state: State, names: Iterable[str]) -> str:
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` beside `path`, flush it to disk and rename it: readers see all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _forget(path)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -95,9 +92,19 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def _forget(path: Path) -> None:
+    """Delete what killed processes left when they wrote `path`, once it is old."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # another process was first
+            if time.time() - left.stat().st_mtime > FORGOTTEN:
+                left.unlink()
+
+
 def _cannot_write(path: Path, error: Exception) -> MgenbError:
     reason = getattr(error, "strerror", None) or error
-    return MgenbError(f"could not write {path}: {reason}; make room there, or set MGENB_CACHE to another folder")
+    inside = path.is_relative_to(cache_dir())
+    elsewhere = "set MGENB_CACHE to another folder" if inside else "choose another place"
+    return MgenbError(f"could not write {path}: {reason}; make room there, or {elsewhere}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,31 +155,64 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
     return fields
 
 
-def lock(path: Path) -> FileLock:
-    """Return a lock for `path`, held across processes while one of them makes the file."""
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes while one of them makes the file; that it waits is said on stderr.
+
+    Where nothing can be written nothing is locked either: what is there can be read. Raises MgenbError for a lock that
+    cannot be had for another reason.
+    """
+    held = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    return FileLock(path.with_name(path.name + ".lock"))
+        try:
+            held.acquire(timeout=SOON)
+        except Timeout:
+            print(f"waiting for another process that makes {path}", file=sys.stderr)
+            held.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in CLOSED or not path.exists():
+            raise _cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def save_weights(path: Path, state: State, settings: Mapping[str, Any]) -> None:
-    """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it."""
+    """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it.
+
+    The weights come last: with them both are there.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
+        path.unlink(missing_ok=True)
+        write_json(path.with_suffix(".json"), {**settings, CHECKSUM: file_hash(temporary)})
 
     write_atomic(path, write)
-    write_json(path.with_suffix(".json"), {**settings, "sha256": file_hash(path)})
+
+
+def save_new(path: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Save as `save_weights` does; MgenbError where another process has taken the name meanwhile."""
+    with lock(path):
+        refuse_taken(path)
+        save_weights(path, state, settings)
 
 
 def refuse_taken(path: Path) -> None:
-    """Raise MgenbError unless `path` is a new name for what `save_weights` writes."""
-    if path.suffix != ".safetensors" or path.exists() or path.with_suffix(".json").exists():
+    """Raise MgenbError unless `path` is a new name for what `save_weights` writes, or was left by a killed one."""
+    if path.suffix != ".safetensors" or path.exists() or (path.with_suffix(".json").exists() and not _left(path)):
         raise MgenbError(f"{path} exists or does not end in .safetensors; right is a new name like model.safetensors")
+
+
+def _left(path: Path) -> bool:
+    """Return whether the JSON beside `path` is one of `save_weights`, which was killed before the weights came."""
+    with suppress(OSError, ValueError):
+        return CHECKSUM in json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return False
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -183,7 +223,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     beside = path.with_suffix(".json")
     try:
         settings = json.loads(beside.read_text(encoding="utf-8"))
-        recorded = settings["sha256"]
+        recorded = settings[CHECKSUM]
     except (ValueError, KeyError, TypeError) as error:
         raise MgenbError(f"{beside} is damaged; delete it and run again") from error
     if file_hash(path) != recorded:

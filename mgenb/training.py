@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mgenb import nets, store
-from mgenb.data import Dataset, Split
+from mgenb.data import Dataset, Split, refuse_test
 from mgenb.devices import one_thread, precise, processor
 from mgenb.errors import MgenbError, check, choose, demand
 from mgenb.seeds import derive
@@ -137,6 +137,7 @@ def fit(
     Raises MgenbError when the loss is no longer finite, and for a checkpoint that is damaged or another training's.
     """
     check("epochs", epochs, 1)
+    refuse_test(train)
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     key = store.key_of({"recipe": asdict(recipe), "seed": seed, "net": shapes, "images": len(train)})
     saved = store.load_progress(checkpoint, key, train.images.device)

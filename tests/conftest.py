@@ -50,6 +50,15 @@ def _apart(request, monkeypatch, session_cache):
         yield
 
 
+@pytest.fixture
+def looks():
+    """What gives the reasons of all looks at test images since the test began."""
+    from mgenb.data.splits import LOOKS
+
+    before = len(LOOKS)
+    return lambda: LOOKS[before:]
+
+
 @pytest.fixture(scope="session")
 def printed():
     """What gives the lines that the cells of a notebook printed."""

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from mgenb.cli import merge, pool
 from mgenb.cli.options import Jobs, Scheduler
 from mgenb.errors import MgenbError, choose
 from mgenb.lab import catalog, stage
+
+if TYPE_CHECKING:
+    from mgenb.lab import execute
 
 app = typer.Typer(
     help="Two papers that make networks without training, re-examined claim by claim. Start: mgenb run all",
@@ -93,6 +96,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for results; one in runs/ otherwise.")] = None,
     jobs: Jobs = None,
     scheduler: Scheduler = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run the paper profile without a GPU, too.")] = False,
 ) -> None:
     """Run notebooks with parameters of your own. Example: mgenb run 01 --profile cpu -p seed=1
 
@@ -102,6 +106,8 @@ def run(
     from mgenb.lab import execute
 
     planned = execute.plan(which, profile, parameter or [], out)
+    if profile == "paper" and not yes:
+        _ask_without_gpu(planned)
     fine = []
     for outcome in execute.execute_all(planned, jobs, scheduler):
         print(outcome.line, flush=True)
@@ -110,6 +116,19 @@ def run(
     print(f"look at {planned[0].out}: {len(fine)} executed notebooks{first}")
     if len(fine) < len(planned):
         raise typer.Exit(1)
+
+
+def _ask_without_gpu(planned: "Sequence[execute.Job]") -> None:
+    """Say what the paper profile costs where there is no GPU, and go on only when told to."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    costs = "; ".join(f"{job} {job.notebook.cost['paper']}" for job in planned)
+    print(f"there is no GPU here, and the paper profile would take many times as long as with one: {costs}")
+    if not sys.stdin.isatty():
+        raise MgenbError("the paper profile without a GPU is run only when asked for: give --yes, or --profile cpu")
+    typer.confirm("Run it all the same?", abort=True)
 
 
 def _chosen(numbers: Sequence[str] | None) -> list[catalog.Notebook]:

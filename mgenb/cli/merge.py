@@ -56,6 +56,8 @@ def merge(
     store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
+    if images.variant == "sample":
+        print(f"{images.name}: the samples shipped with mgenb, {len(images.val)} validation images, not the data set")
     net = training.fresh(arch, images, seed)
     states = methods.read_pair((first, second), net)
     task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
@@ -123,6 +125,6 @@ def _save(out: Path, task: "Task", results: Mapping[str, "Result"], settings: Ma
         print("an ensemble is two networks: there is no merged model to save")
         return
     kept = (merged or single)[0]
-    store.save_weights(out, results[kept].states[0], {**settings, "method": kept})
+    store.save_new(out, results[kept].states[0], {**settings, "method": kept})
     best = "" if ranked[0] in merged else f"; best on validation is {ranked[0]}, which is no merge"
     print(f"{kept} is in {out}{best}")

@@ -8,10 +8,10 @@ import torch
 from mgenb.data import sources
 from mgenb.data.decode import Arrays, Part, cached
 from mgenb.data.sources import NAMES, named
-from mgenb.data.splits import Dataset, IntArray, SealedSplit, Split, split_indices, subset
+from mgenb.data.splits import Dataset, IntArray, SealedSplit, Split, refuse_test, split_indices, subset
 from mgenb.seeds import numpy_generator
 
-__all__ = ["NAMES", "Dataset", "SealedSplit", "Split", "load", "named"]
+__all__ = ["NAMES", "Dataset", "SealedSplit", "Split", "load", "named", "refuse_test"]
 
 
 def load(

@@ -77,7 +77,7 @@ def _of_base(dataset: Dataset, base: list[int], novel: list[int], seed: int) -> 
         val = dataset.val.only(base)
     digest = hashlib.sha256(f"{dataset.digest} {base} {novel} {seed}".encode()).hexdigest()[:20]
     test, apart = dataset.test, "test" in dataset.apart
-    test = test.only(novel) if apart else SealedSplit(_all_of(dataset, novel, "test"), test.uses)
+    test = test.only(novel) if apart else SealedSplit(_all_of(dataset, novel, "test"))
     return replace(dataset, classes=names, train=train, val=val, test=test, digest=digest, apart=("test",))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mgenb import store
 from mgenb.data import decode
 from mgenb.data.decode import LAYOUT, Arrays
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, at_home, choose
 
 FEW_SHOT = ("omniglot", "cifar_fs", "mini_imagenet")  # their splits have different classes
 SAMPLES = Path(__file__).parent / "samples"
@@ -97,7 +97,7 @@ def named(name: str, folder: Path) -> str:
     Raises MgenbError for what is neither.
     """
     name = str(name)
-    own = folder / Path(name).expanduser()
+    own = folder / at_home(name)
     if name in NAMES or not (own.exists() or own.suffix == ".zip" or os.sep in name):
         return choose("dataset", name, NAMES)
     if not (own.is_dir() or (own.is_file() and own.suffix == ".zip")):
@@ -108,7 +108,7 @@ def named(name: str, folder: Path) -> str:
 
 def _data_folder() -> Path | None:
     chosen = os.environ.get("MGENB_DATA")
-    folder = Path(chosen).expanduser() if chosen else None
+    folder = at_home(chosen) if chosen else None
     if folder and not folder.is_dir():
         raise MgenbError(f"MGENB_DATA names {folder}, which is not a folder: correct it or leave it out")
     return folder

@@ -11,6 +11,8 @@ import torch
 from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.seeds import numpy_generator
 
+SELECTING = ("train", "val")  # roles of what may train or select
+LOOKS: list[str] = []  # the reason of each look at test images in this process, whatever copy of a split it was at
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -61,12 +63,20 @@ class Split:
         return Split(self.images[index], self.labels[index], self.groups[index], self.role)
 
 
+def refuse_test(split: Split) -> None:
+    """Raise SealedSplitError unless the split may train or select."""
+    if split.role not in SELECTING:
+        raise SealedSplitError(
+            f"a split of role {split.role!r} neither trains nor selects, which is for {' and '.join(SELECTING)}: "
+            "test images are for run.final_test alone"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class SealedSplit:
-    """The test images. They can be counted and moved, and seen only through `unseal`, which keeps count."""
+    """The test images. They can be counted and moved, and seen only through `unseal`, which keeps count in `LOOKS`."""
 
     _split: Split = field(repr=False)
-    uses: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._split)
@@ -81,19 +91,19 @@ class SealedSplit:
         return self._split.counts()
 
     def only(self, labels: Sequence[int]) -> "SealedSplit":
-        """Return the images of some classes as `Split.only` does, sealed; both share one list of uses."""
-        return SealedSplit(self._split.only(labels), self.uses)
+        """Return the images of some classes as `Split.only` does, sealed."""
+        return SealedSplit(self._split.only(labels))
 
     def unseal(self, reason: str) -> Split:
-        """Return the test images as a Split of role "test" and note `reason` in `uses`."""
+        """Return the test images as a Split of role "test" and note `reason` in `LOOKS`."""
         if not reason.strip():
             raise SealedSplitError("unsealing the test split needs a reason, or use run.final_test(models)")
-        self.uses.append(reason)
+        LOOKS.append(reason)
         return self._split
 
     def to(self, device: torch.device | str) -> "SealedSplit":
-        """Return the sealed split on `device`; both share one list of uses."""
-        return SealedSplit(self._split.to(device), self.uses)
+        """Return the sealed split on `device`."""
+        return SealedSplit(self._split.to(device))
 
 
 @dataclass(frozen=True, eq=False)

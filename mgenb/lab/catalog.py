@@ -17,6 +17,7 @@ from mgenb.errors import MgenbError, choose, nearest
 PROFILES = ("quick", "cpu", "paper")
 ANALYSE = "MGENB_ANALYSE"  # names a folder with rows, which notebooks then read, and measure nothing
 READ_RECORDS = ("00_start_here", "14_scoreboard")  # show what other notebooks' records say: refreshed after them
+OURS = 'name = "mgenb"'  # in the pyproject.toml of a checkout
 LONGEST_NAME = 60  # of a set of parameters, in the name of a folder
 
 
@@ -74,9 +75,10 @@ def project_root() -> Path:
     """Return the folder that holds `notebooks/`: the nearest above the working directory, or beside the package."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+        about = folder / "pyproject.toml"
+        if (folder / "notebooks").is_dir() and about.is_file() and OURS in about.read_text(encoding="utf-8"):
             return folder
-    raise MgenbError("no notebooks here: run this inside a checkout of the repository")
+    raise MgenbError(f"no notebooks of mgenb in {here} or above: run this inside a checkout of the repository")
 
 
 def refreshing() -> Path:

@@ -5,9 +5,9 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib import import_module, metadata
-from pathlib import Path
 
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, at_home
+from mgenb.lab import catalog
 
 Finding = tuple[bool, str]  # fine or broken, what to print
 
@@ -15,6 +15,7 @@ Finding = tuple[bool, str]  # fine or broken, what to print
 def findings() -> Iterator[Finding]:
     """Yield (fine, line) for everything that is looked at; what is missing but not needed is fine."""
     yield True, f"python {platform.python_version()}"
+    yield checkout()
     yield from libraries()
     yield (pair := torch_pair())
     if pair[0]:  # without it nothing else can be looked at
@@ -24,6 +25,14 @@ def findings() -> Iterator[Finding]:
         yield True, "device {device}, {cores} cores".format(**machine(devices.device("auto")))
         yield from datasets()
         yield cache()
+
+
+def checkout() -> Finding:
+    """Return where the notebooks are; the package alone cannot run them."""
+    try:
+        return True, f"notebooks in {catalog.project_root()}"
+    except MgenbError as error:
+        return False, str(error)
 
 
 def libraries() -> Iterator[Finding]:
@@ -59,7 +68,7 @@ def datasets() -> Iterator[Finding]:
     from mgenb.data import sources
 
     folder = os.environ.get("MGENB_DATA")
-    if folder and not Path(folder).expanduser().is_dir():
+    if folder and not at_home(folder).is_dir():
         yield False, f"MGENB_DATA names {folder}, which is not a folder: correct it or unset it"
         return
     yield True, f"MGENB_DATA {folder or 'is not set'} (of samples, the cpu and paper profiles download the rest)"

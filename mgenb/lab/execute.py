@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgenb import executor
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, at_home
 from mgenb.lab import catalog, stage
 from mgenb.lab.record import Record, read
 
@@ -82,7 +82,7 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     texts, jobs = _pairs(given), list[Job]()
     for notebook in chosen:
         values, changed = _checked(notebook, profile, texts)
-        folder = (out or catalog.output_dir(profile, changed)).expanduser().resolve()
+        folder = at_home(out or catalog.output_dir(profile, changed)).resolve()
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
         jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **values}, folder))
@@ -172,7 +172,8 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environ
             how["request_save_on_cell_execute"] = parameters.get("profile", "quick") != "quick"
             papermill.execute_notebook(path, folder / path.name, dict(parameters), **how)
         except papermill.PapermillExecutionError as error:
-            return f"{error.ename}: {textwrap.shorten(error.evalue, LONGEST_MESSAGE, placeholder='...')}"
+            longest = None if error.ename == MgenbError.__name__ else LONGEST_MESSAGE  # what to do stands at its end
+            return f"{error.ename}: {textwrap.shorten(error.evalue, longest or sys.maxsize, placeholder='...')}"
         except DeadKernelError:
             return "DeadKernelError: its process was killed, most often for want of memory"
     return ""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mgenb import devices
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, at_home, choose
 from mgenb.lab import catalog
 from mgenb.lab.values import checked
 
@@ -85,7 +85,7 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
         if value is not None:
             values[name] = value
     if "networks_file" in values:
-        values["networks_file"] = str(Path(values["networks_file"]).expanduser().resolve())
+        values["networks_file"] = str(at_home(values["networks_file"]).resolve())
     usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
     settings = {name: full[name] for name in defaults}
     networks: tuple[Network, ...] = ()

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from mgenb import digest
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
 
-SCHEMA = 2  # 2: readings stand with their claim
+SCHEMA = 3  # 2: readings stand with their claim; 3: with a checksum
 OUTSIDE = ("schema", "stem", "profile", "figures", "context")  # the rest is the result: no time, path or version in it
 NEEDED = ("stem", "profile", "claims")  # even of an older form
 
@@ -49,13 +50,14 @@ class Record:
     leaks: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data; what two runs have in common stands in "result"."""
+        """Return the record as JSON data with a checksum; what two runs have in common stands in "result"."""
         values = dict(vars(self))
-        return {name: values.pop(name) for name in OUTSIDE} | {"result": values}
+        return digest.sealed({name: values.pop(name) for name in OUTSIDE} | {"result": values})
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Record":
-        """Return the record that `to_json` wrote; MgenbError says which key of the file `where` is wrong, and how.
+        """Return the record that `to_json` wrote; MgenbError says which key of the file `where` is wrong, and how, or
+        that it was changed.
 
         Of an older form keys may be missing: they are empty.
         """
@@ -64,7 +66,9 @@ class Record:
         known = {"schema": 0, **value, **value["result"]}
         if not isinstance(known["schema"], int) or known["schema"] > SCHEMA:
             raise MgenbError(f"{where} has schema {known['schema']!r}; right is at most {SCHEMA}: update mgenb")
-        if known["schema"] < SCHEMA:
+        if known["schema"] == SCHEMA:
+            digest.unsealed(value, where)
+        else:
             known = {name: kind() for name, kind in _kinds().items() if name not in NEEDED} | known
         for name, kind in _kinds().items():
             if not isinstance(known.get(name), kind):
@@ -115,10 +119,14 @@ def read(path: Path) -> Record:
 
 
 def committed() -> list[Record]:
-    """Return the records in `figures/<profile>/`, in the order of profiles and stems."""
+    """Return the records in `figures/<profile>/`, in the order of profiles and stems; MgenbError for one elsewhere."""
     folder = catalog.project_root() / "figures"
-    files = (path for profile in catalog.PROFILES for path in sorted((folder / profile).glob("*.json")))
-    return [read(path) for path in files if not path.name.endswith(".parts.json")]
+    files = [path for profile in catalog.PROFILES for path in sorted((folder / profile).glob("*.json"))]
+    made = {path: read(path) for path in files if not path.name.endswith(".parts.json")}
+    for path, record in made.items():
+        if (record.profile, record.stem) != (path.parent.name, path.stem):
+            raise MgenbError(f"{path} is the record of {record.label}: delete it and make it with `mgenb refresh`")
+    return list(made.values())
 
 
 def audit(records: list[Record]) -> list[str]:

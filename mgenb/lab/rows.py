@@ -5,7 +5,7 @@ rows, one a measurement. In the run's own folder a finished part is `<stem>.part
 killed goes on where it stopped. When all planned parts are in, three files hold them:
 
 `<stem>.csv`          the rows, in the order of the plan, each with the columns of its part
-`<stem>.parts.json`   the types of the columns, and for each part its data, its weights, device and seconds
+`<stem>.parts.json`   the types of the columns, checksums of all, and for each part its data, weights and seconds
 `<stem>.npz`          arrays that a figure needs, named `<key of the part>.<name>`; only where there are some
 
 Two runs on one machine write the same CSV to the byte: what differs from run to run stands with the parts.
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype
 
+from mgenb import digest
 from mgenb.errors import MgenbError
 from mgenb.executor import each
 
@@ -99,7 +100,7 @@ def measure(
     for number, (key, stored, arrays) in each(partial(_measured, function, experiment, facts, there), plain, executor):
         files[number] = kept / f"{key}.json"
         if stored:
-            _keep(files[number], stored, arrays)
+            keep(files[number], stored, arrays)
     write([files[number] for number in range(len(plain))], experiment, folder)
     return read(folder / f"{experiment.stem}.csv")
 
@@ -112,12 +113,11 @@ def _measured(
     It runs where the executor has it, on another machine perhaps: the one who asks writes the files.
     """
     from mgenb.devices import one_thread  # imports torch
-    from mgenb.store import key_of
 
     with one_thread():  # with more of them sums have another order
         about = dict(facts(dict(part)))
         rests = {name: about.get(name) for name in ("data", "weights")}
-        key = key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
+        key = digest.key_of({**asdict(experiment), "schema": SCHEMA, "part": part, **rests})
         if key in there:
             return key, {}, {}
         began = perf_counter()
@@ -127,13 +127,14 @@ def _measured(
     return key, {"part": part, "rows": _tidy(made, part), "about": about}, named
 
 
-def _keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a part; its rows come last: with them it is there."""
+def keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a part ("part", "rows", "about") and its arrays; the rows come last: with them it is there."""
     from mgenb.store import write_atomic, write_json
 
     if arrays:
-        write_atomic(file.with_suffix(".npz"), partial(save_arrays, arrays))
-    write_json(file, stored, sort_keys=False)  # their order is that of the columns
+        write_atomic(beside := file.with_suffix(".npz"), partial(save_arrays, arrays))
+        stored = {**stored, "files": {".npz": digest.file_hash(beside)}}
+    write_json(file, digest.sealed(stored), sort_keys=False)  # their order is that of the columns
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
@@ -144,9 +145,11 @@ def save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
         np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
 
 
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    if not file.exists():
+def _read_arrays(file: Path, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays in a .npz, whose checksum stands in what is `known` of it; none where none does."""
+    if file.suffix not in known.get("files", {}):
         return {}
+    _check(file, known)
     with np.load(file, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
@@ -187,7 +190,7 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: 
     """Put parts, each as `measure` kept it, together in the three files; `planned`: how many there should be."""
     from mgenb.store import write_atomic, write_json, write_text
 
-    parts = [_read_json(file) for file in files]
+    parts = [_read_part(file) for file in files]
     rows = [{**stored["part"], **row} for stored in parts for row in stored["rows"]]
     _same_columns(rows)
     frame = pd.DataFrame(rows)
@@ -196,11 +199,16 @@ def write(files: Sequence[Path], experiment: Experiment, folder: Path, planned: 
     if len(text.encode()) > LARGEST:
         raise MgenbError(f"{csv} would be above {LARGEST:,} bytes; what is large belongs in the .npz")
     write_text(csv, text)
-    if arrays := {name: array for file in files for name, array in _read_arrays(file.with_suffix(".npz")).items()}:
+    arrays: dict[str, np.ndarray] = {}
+    for file, part in zip(files, parts, strict=True):
+        arrays |= _read_arrays(file.with_suffix(".npz"), part)
+    if arrays:
         write_atomic(csv.with_suffix(".npz"), partial(save_arrays, arrays))
     head = {"schema": SCHEMA, **asdict(experiment), "planned": planned or len(parts), "columns": _columns(frame)}
-    head["parts"] = [{**part, "rows": len(part["rows"])} for part in parts]
-    write_json(csv.with_suffix(".parts.json"), head, sort_keys=False)
+    made = (csv, csv.with_suffix(".npz")) if arrays else (csv,)
+    head["files"] = {file.suffix: digest.file_hash(file) for file in made}
+    head["parts"] = [{"part": part["part"], "about": part["about"], "rows": len(part["rows"])} for part in parts]
+    write_json(csv.with_suffix(".parts.json"), digest.sealed(head), sort_keys=False)
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, str]:
@@ -221,20 +229,15 @@ def read(path: Path) -> Rows:
         raise MgenbError(
             f"what stands beside {path} has schema {head.get('schema')}; right is {SCHEMA}: measure it again"
         )
+    digest.unsealed(head, str(path.with_suffix(".parts.json")))
+    _check(path, head)
     columns, experiment = head["columns"], Experiment(head["stem"], head["version"], head["seed"])
     listed = [{**stored["part"], **stored["about"], "rows": stored["rows"]} for stored in head["parts"]]
     parts = pd.DataFrame(listed, index=[_name(stored["part"]) for stored in head["parts"]])
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise MgenbError(f"{path} cannot be read ({error}); measure it again") from error
-    if odd := set(raw.columns) ^ set(columns):
-        raise MgenbError(f"{path} should have the columns {', '.join(columns)}; look at {', '.join(sorted(odd))}")
-    if len(raw) != parts["rows"].sum():
-        raise MgenbError(f"{path} has {len(raw)} rows; right is {parts['rows'].sum()}, as many as its parts have")
-    frame = pd.DataFrame({name: _typed(path, raw[name], columns[name]) for name in raw.columns})
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = pd.DataFrame({name: raw[name].map(FROM_TEXT[kind]) for name, kind in columns.items()})
     _check_weights(path, parts)
-    return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz")), head.get("planned", len(parts)))
+    return Rows(experiment, frame, parts, _read_arrays(path.with_suffix(".npz"), head), head["planned"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -244,23 +247,25 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise MgenbError(f"{path} cannot be read ({error}); delete it and measure again") from error
 
 
+def _read_part(file: Path) -> dict[str, Any]:
+    """Return what `keep` wrote; MgenbError where it is another part's, or was changed."""
+    stored = digest.unsealed(_read_json(file), str(file))
+    if stored["about"]["key"] != file.stem:
+        raise MgenbError(f"{file} is the part {stored['about']['key']}: delete it and measure again")
+    return stored
+
+
+def _check(file: Path, known: Mapping[str, Any]) -> None:
+    if not file.is_file() or digest.file_hash(file) != known["files"][file.suffix]:
+        raise MgenbError(f"{file} is not what was written there (its checksum says so): delete it and measure again")
+
+
 def _check_weights(path: Path, parts: pd.DataFrame) -> None:
     """Refuse to pair rows of one network that had other weights elsewhere."""
     if {"nets", "weights"} <= set(parts):
         for name, hashes in parts.groupby("nets")["weights"]:
             if hashes.nunique() > 1:
                 raise MgenbError(f"{path} has {name} with other weights in other parts: measure it anew in one place")
-
-
-def _typed(path: Path, texts: pd.Series, kind: str) -> pd.Series:
-    """Return a column of texts as what it was written from."""
-    try:
-        column = texts.map(FROM_TEXT[kind])
-        if kind == "float" and not np.isfinite(column).all():
-            raise ValueError("there is no number in some rows")
-    except (KeyError, ValueError) as error:
-        raise MgenbError(f"{path}: the column {texts.name!r} is not {kind} ({error}); measure it again") from error
-    return column
 
 
 def select(rows: Rows, parts: Sequence[Part]) -> Rows:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 import mgenb
 from mgenb import claims, stats, store
+from mgenb.data.splits import LOOKS
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Place, judge, measured_on
@@ -72,6 +73,7 @@ class Run:
         self.machine: dict[str, Any] = {}  # where rows were measured, which may not be here
         self._described: dict[str, dict[str, Any]] = {}  # dataset -> what rows say of it
         self.out = catalog.output_dir(self.profile, chosen.changed)
+        self._looked = len(LOOKS)  # at test images, here, when the run began, and by its parts
         self._parts = self.out / f"{notebook.stem}.parts"  # what is kept of a run that is stopped
         self.began = time.monotonic()
 
@@ -97,7 +99,9 @@ class Run:
         """
         self.version = version
         name = rows.Experiment(self.notebook.stem, version, self.seed)
+        before = len(LOOKS)
         measured = self._taken(experiment.measure(parts, function, name, self._of_run, self.out))
+        self._looked += len(LOOKS) - before
         for dataset, looks in measured.parts.groupby("dataset", sort=False)["test_looks"].sum().items():
             if looks:
                 self.notes["test_uses"].append({"dataset": self._described[dataset]["name"], "looks": int(looks)})
@@ -258,6 +262,11 @@ class Run:
         (self.timed if timed else self.notes["tables"])[name] = recorded
         return frame
 
+    def test_uses(self) -> list[dict[str, Any]]:
+        """Return how often test images were looked at: by dataset, and by a notebook's own cells, outside of parts."""
+        outside = len(LOOKS) - self._looked
+        return self.notes["test_uses"] + ([{"dataset": "outside of parts", "looks": outside}] if outside else [])
+
     def figure(self, name: str, figure: Figure, of: rows.Rows | None = None) -> None:
         """Caption (with the rows it is `of`, else all networks), save, record and show a figure, drawn once."""
         own = ((made.scale.arch, made.scale.dataset, made.scale.variant) for made in self.made.values())
@@ -312,5 +321,5 @@ def record_of(run: Run) -> Record:
         margins={claim.id: claim.margin for claim in run.family},
         claims=[verdict.to_json() for verdict in judged],
         bases=bases,
-        **run.notes,
+        **{**run.notes, "test_uses": run.test_uses()},
     )

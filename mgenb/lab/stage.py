@@ -26,13 +26,20 @@ def held(stage: Path) -> Iterator[None]:
         lock = FileLock(_lock_of(stage)).acquire(timeout=0)
     except Timeout:
         raise MgenbError(f"process {_owner(stage)} is at work in {stage}: wait until it has ended") from None
-    except OSError as error:
-        raise MgenbError(f"cannot write in {stage.parent}: {error.strerror}; choose another folder") from error
+    except (OSError, NotImplementedError) as error:
+        raise _cannot_write(stage, error) from error
     with lock:
         finish(stage)
-        stage.mkdir(exist_ok=True)
-        (stage / OWNER).write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            stage.mkdir(exist_ok=True)
+            (stage / OWNER).write_text(str(os.getpid()), encoding="utf-8")
+        except OSError as error:
+            raise _cannot_write(stage, error) from error
         yield
+
+
+def _cannot_write(stage: Path, error: Exception) -> MgenbError:
+    return MgenbError(f"cannot write in {stage.parent}: {getattr(error, 'strerror', error)}; choose another folder")
 
 
 def _lock_of(stage: Path) -> Path:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 from torchvision.transforms import v2
 
-from mgenb.data import Split
+from mgenb.data import Split, refuse_test
 from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
@@ -176,7 +176,7 @@ def accuracy_of(net: nn.Module, split: Split, episodes: Episodes) -> population.
 
     A network whose features are not finite has NaN. Raises SealedSplitError for the test split.
     """
-    population.refuse_test(split)
+    refuse_test(split)
     drawn = draw(split, episodes)
 
     def accuracy(state: State) -> float:

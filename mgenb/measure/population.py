@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mgenb.data import Split
+from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
-from mgenb.errors import MgenbError, SealedSplitError, check
+from mgenb.errors import MgenbError, check
 from mgenb.measure.fused import fuse
 from mgenb.measure.speed import CPU_BATCH, USUAL, evaluated, fastest, ordered
 from mgenb.store import State
@@ -201,12 +201,6 @@ def _fused(net: nn.Module, split: Split, precision: str) -> Prepared:
         return math.ceil(len(split) / parts)  # equal batches: each other size is measured anew
 
     return batch_of, classifier
-
-
-def refuse_test(split: Split) -> None:
-    """Raise SealedSplitError for the test split: what selects may not see it."""
-    if split.role == "test":
-        raise SealedSplitError("models are selected on validation images: the test split is for run.final_test alone")
 
 
 def batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

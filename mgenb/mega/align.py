@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import fx, nn
 
 from mgenb import seeds
-from mgenb.data import Dataset, Split
+from mgenb.data import Dataset, Split, refuse_test
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
 from mgenb.mega.segment import STATISTICS
@@ -281,7 +281,7 @@ def recalibrate(net: nn.Module, state: State, split: Split) -> dict[str, torch.T
     BatchNorm the copy equals `state`. Raises SealedSplitError for the test split, and MgenbError when the state_dict
     does not fit or there are fewer than two images.
     """
-    population.refuse_test(split)
+    refuse_test(split)
     if len(split) < 2:
         raise MgenbError(f"BatchNorm is recalibrated on {len(split)} images; right is at least 2")
     scratch = population.quick_copy(net, state)

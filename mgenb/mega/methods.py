@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mgenb import mega, stats
-from mgenb.data import Split
+from mgenb.data import Split, refuse_test
 from mgenb.errors import MgenbError
 from mgenb.measure import population
 from mgenb.mega import align
@@ -47,8 +47,8 @@ class Task:
 
     def __post_init__(self) -> None:
         mega.check_match(self.first, self.second)
-        population.refuse_test(self.val)
-        population.refuse_test(self.train)
+        refuse_test(self.val)
+        refuse_test(self.train)
         if self.budget < 2 * self.size:
             raise MgenbError(f"budget is {self.budget}; right is at least two generations of {self.size}")
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from mgenb.data import Split
+from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
@@ -183,7 +183,7 @@ def cached(net: nn.Module, split: Split) -> Fitness:
     Holds those activations for the whole split: for LeNet at most 19 kB an image, for VGG16 256 kB.
     Any network that torch.fx can trace; `net` stays as it is. SealedSplitError for the test split.
     """
-    population.refuse_test(split)
+    refuse_test(split)
     graph = Tracer().trace(population.quick_copy(net))
     first, *nodes, last = graph.nodes
     batches = list(population.batches(split))

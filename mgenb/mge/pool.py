@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mgenb import data, devices, mge, nets, stats, store, training
-from mgenb.errors import MgenbError, choose, demand
+from mgenb.errors import MgenbError, check, choose, demand
 from mgenb.executor import each
 from mgenb.measure import population
 from mgenb.mge import frequency
@@ -82,8 +82,8 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
     MgenbError when `out` holds another pool, when too few are accepted, or when it cannot be written; the rows stay.
     """
     place = devices.device(device)
-    own = (".", BASE, MANIFEST)  # how names begin in a folder whose pool was killed before its header
-    known = (out / HEADER).exists() or not out.exists()
+    own = (".", HEADER, MANIFEST)  # how names begin in a folder whose pool was killed before its base
+    known = (out / BASE).exists() or not out.exists()
     if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
         raise MgenbError(f"{out} is there and is no pool; choose another --out")
     limits: dict[str, Any] = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
@@ -99,13 +99,13 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
 
 
 def _prepare(plan: Plan, out: Path, dataset: data.Dataset) -> None:
-    """Write base and header, or check that the header of `out` is the plan's; it says that both are there."""
+    """Write header and base, or check that the header of `out` is the plan's; the base says that both are there."""
     device = dataset.val.images.device
     images = {name: getattr(dataset, name) for name in ("name", "variant", "digest", "channels", "size")}
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     header = {"format": FORMAT, "plan": asdict(plan), "data": {**images, "classes": dataset.num_classes}}
     header["made_with"] = {"torch": torch.__version__, "device": place, "machine": platform.machine()}
-    if (out / HEADER).exists():
+    if (out / BASE).exists():
         old = Pool(out, partial=True).header
         _refuse_other(old, header, out)
         store.write_json(out / HEADER, {**old, **header})
@@ -220,6 +220,7 @@ class Pool(Dataset[nn.Module]):
         accuracy, accepted = rows["right"] / self.header["total"], rows["right"] >= self.fewest
         self.rows = rows.assign(accuracy=accuracy, accepted=accepted)
         self.accepted = self.rows[accepted].reset_index(drop=True)
+        self._check_base()
         if len(self) < self.plan.count and not partial:
             held = f"has {len(self)} of {self.plan.count} models: it was interrupted, cut or out of candidates"
             raise MgenbError(f"{self.path} {held}; the same create command goes on")
@@ -233,6 +234,17 @@ class Pool(Dataset[nn.Module]):
                 return state, header, Plan.from_json(header["plan"])
         fault = f"is damaged, or not of format {FORMAT}, which this version reads"
         raise MgenbError(f"{self.path / HEADER} {fault}: make the pool again, in another folder")
+
+    def _check_base(self) -> None:
+        """Raise MgenbError unless the base is a network as the header says, and its counts can be."""
+        images, right, total = self.header["data"], self.header["right"], self.header["total"]
+        with torch.device("meta"):  # built without numbers
+            net = nets.build(self.plan.arch, images["channels"], images["size"], images["classes"])
+        population.check_fits(store.usable(self.base, BASE), net.state_dict(), BASE, f"the network of {HEADER}")
+        check("right", right, 0, total)
+        check("total", total, 1)
+        if len(self.rows) and self.rows["right"].max() > total:
+            raise MgenbError(f"{self.path / MANIFEST} has more right than {total} images: make the pool again")
 
     def _read_rows(self) -> tuple[list[Row], int]:
         """Return the whole rows of the manifest and their bytes; MgenbError for one that is not as it was written."""
@@ -264,8 +276,21 @@ class Pool(Dataset[nn.Module]):
         return self.network(self.state(key))
 
     def state(self, key: int) -> State:
-        """Return the state_dict of one model, on the CPU, made from its seed; NoSuchModel for another key."""
-        return self.generated(self.row(key)["seed"])
+        """Return the state_dict of one model, on the CPU, made from its seed.
+
+        Raises NoSuchModel for another key, and MgenbError where it is not the model that the manifest has.
+        """
+        row = self.row(key)
+        state = self.generated(row["seed"])
+        if self._compared(row, state) == "different":
+            raise MgenbError(f"model {key} of {self.path} is not the recorded one: look with mgenb pool verify")
+        return state
+
+    def _compared(self, row: Row, state: State) -> str:
+        """Return whether a model is the recorded one: "same" bit for bit, "close" up to float noise, or "different"."""
+        marks, noise = self.marks(state), NOISE * relative_distance(self.base, state)
+        close = abs(marks["projection"] - row["projection"]) <= noise
+        return "different" if not close else "same" if marks["hash"] == row["hash"] else "close"
 
     def row(self, key: int) -> Row:
         """Return the row of one model; NoSuchModel for anything but a number from 0 to len - 1."""
@@ -295,20 +320,15 @@ class Pool(Dataset[nn.Module]):
         """Write one model as safetensors, with where it comes from as JSON beside it; MgenbError to overwrite."""
         store.refuse_taken(file)
         row, state = self.row(key), self.state(key)
-        store.save_weights(file, state, {**self.header, "candidate": {name: row[name] for name in COLUMNS}})
+        store.save_new(file, state, {**self.header, "candidate": {name: row[name] for name in COLUMNS}})
 
     def verify(self, rows: int | None = None) -> list[str]:
         """Generate all models again, or the first `rows`; return 'same', 'close' or 'different' for each.
 
         Same: bit for bit. Where the hash is another one, the projection tells float noise (close) from another model.
         """
-        verdicts = []
-        for key in tqdm(range(len(self))[:rows], desc="verifying"):
-            row, state = self.row(key), self.state(key)
-            marks, noise = self.marks(state), NOISE * relative_distance(self.base, state)
-            close = abs(marks["projection"] - row["projection"]) <= noise
-            verdicts.append("different" if not close else "same" if marks["hash"] == row["hash"] else "close")
-        return verdicts
+        chosen = map(self.row, tqdm(range(len(self))[:rows], desc="verifying"))
+        return [self._compared(row, self.generated(row["seed"])) for row in chosen]
 
     def describe(self) -> str:
         """Return a summary for people, a few lines."""

@@ -99,7 +99,7 @@ def project(root: Path) -> Path:
     nb.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     (root / "notebooks").mkdir(parents=True)
     (root / "figures" / "quick").mkdir(parents=True)
-    (root / "pyproject.toml").touch()
+    (root / "pyproject.toml").write_text('name = "mgenb"')
     shutil.copy(ROOT / ".gitignore", root)
     nbformat.write(nb, root / "notebooks" / f"{STEM}.ipynb")
     (root / "figures" / "quick" / f"{STEM}-a.png").write_text("old")

@@ -114,7 +114,7 @@ def write_notebook(root, stem, *cells):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "pyproject.toml").write_text('name = "mgenb"')
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MGENB_OUT", raising=False)
     return tmp_path

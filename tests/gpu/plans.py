@@ -151,8 +151,6 @@ def _apart(csv: Path, parts: Sequence[dict[str, Any]], folder: Path) -> Iterator
         begins += stored["rows"]
         listed = [{n: None if v != v else v for n, v in row.items()} for row in own.to_dict("records")]
         file = folder / f"{stored['about']['key']}.json"
-        file.write_text(json.dumps({"part": stored["part"], "rows": listed, "about": stored["about"]}))
         arrays = {n: a for n, a in joined.arrays.items() if n.startswith(stored["about"]["key"])}
-        if arrays:
-            rows.save_arrays(arrays, file.with_suffix(".npz"))
+        rows.keep(file, {"part": stored["part"], "rows": listed, "about": stored["about"]}, arrays)
         yield file

@@ -79,7 +79,7 @@ def test_a_reader_comes_after_its_owner():
 @pytest.mark.parametrize("processes", [None, "2"])
 def test_side_by_side_a_reader_waits_for_its_owner(monkeypatch, tmp_path, processes):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "pyproject.toml").write_text('name = "mgenb"')
     monkeypatch.chdir(tmp_path)
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     sources = {OWNER: "import time; time.sleep(3); open('done', 'w').close()", READER: "open('done').close()"}

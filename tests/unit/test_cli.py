@@ -361,6 +361,23 @@ def test_check_is_the_exit_code_of_nbval_and_hygiene(project, call, monkeypatch)
     assert "`mgenb refresh 03`" in out.splitlines()[-1]
 
 
+def test_the_paper_profile_without_a_gpu_is_run_only_when_asked_for(project, call, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, err = call("run", "03", "--profile", "paper", "--out", "there")
+    assert code == 2
+    assert "03_importance_mask " in out
+    assert err == "mgenb: the paper profile without a GPU is run only when asked for: give --yes, or --profile cpu\n"
+    assert not (project / "there").exists()
+    assert call("run", "03", "--profile", "paper", "--out", "there", "--yes")[0] == 0
+
+
+def test_another_project_is_no_checkout(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('name = "other"')
+    monkeypatch.chdir(tmp_path)
+    assert catalog.project_root() == ROOT
+
+
 ANALYSED = """
 import os, pathlib
 rows = os.environ.get("MGENB_ANALYSE")

@@ -1,5 +1,6 @@
 """Datasets: what is found where, how it is split, what stays sealed, and that decoding happens once."""
 
+import copy
 import csv
 import gzip
 import hashlib
@@ -190,19 +191,21 @@ def test_take():
             train.take(n, 0)
 
 
-def test_test_split_is_sealed():
+def test_test_split_is_sealed_and_every_look_counts_whatever_the_copy(looks):
     ds = data.load("mnist", source="samples")
     for name in ("images", "labels", "groups", "take"):
         with pytest.raises(SealedSplitError, match=r"run\.final_test"):
             getattr(ds.test, name)
     with pytest.raises(SealedSplitError, match="reason"):
         ds.test.unseal(" ")
-    assert ds.test.uses == []
-    moved = ds.to("cpu").test
-    assert moved.unseal("final").role == "test"
-    ds.test.unseal("again")
-    assert ds.test.uses == moved.uses == ["final", "again"]
-    assert repr(ds.test) == "SealedSplit(uses=['final', 'again'])"
+    assert looks() == []
+    assert ds.to("cpu").test.unseal("moved").role == "test"
+    copies = {"again": ds.test, "copied": copy.deepcopy(ds.test), "pickled": pickle.loads(pickle.dumps(ds.test))}
+    copies["loaded"] = data.load("mnist", source="samples").test
+    for reason, split in copies.items():
+        split.unseal(reason)
+    assert looks() == ["moved", *copies]
+    assert repr(ds.test) == "SealedSplit()"
 
 
 def test_own_images_zip_and_folder_agree(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgenb import data, lab, stats, training
+from mgenb import data, digest, lab, stats, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, record
 from mgenb.measure import population
@@ -175,9 +175,8 @@ def test_rows_of_another_experiment_are_not_analysed(out, monkeypatch, version, 
 
 def test_the_best_rows_are_the_committed_ones_of_a_larger_profile_of_the_same_version(out, monkeypatch, tmp_path):
     own = whole(start())
-    for file in (tmp_path / "pyproject.toml", tmp_path / "notebooks" / "x"):
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('name = "mgenb"')
     monkeypatch.chdir(tmp_path)
     run = start()
     run.version = 1
@@ -193,8 +192,8 @@ def test_the_best_rows_are_the_committed_ones_of_a_larger_profile_of_the_same_ve
     run.version = 2
     assert run.best_rows(own) is own
     run.version, beside = 1, tmp_path / "figures" / "cpu" / f"{STEM}.parts.json"
-    head = json.loads(beside.read_text())
-    beside.write_text(json.dumps({**head, "planned": head["planned"] + 1}))
+    head = digest.unsealed(json.loads(beside.read_text()), "")
+    beside.write_text(json.dumps(digest.sealed({**head, "planned": head["planned"] + 1})))
     assert run.best_rows(own) is own  # it is not finished
 
 

@@ -37,6 +37,13 @@ def test_dct_is_scipys_orthonormal_dct(n):
     assert frequency.dct(x).dtype == torch.float32
 
 
+def test_a_large_prime_factor_costs_no_exactness():
+    x = tensor((2_359_297,))
+    c = frequency.dct(x)
+    assert close(c, scipy.fft.dct(x.double().numpy(), norm="ortho"), 1e-6)
+    assert close(frequency.idct(c), x, 1e-6)
+
+
 @pytest.mark.parametrize("n", [1, 6, 101])
 def test_dct_in_double_precision_is_exact_to_it(n):
     x = tensor((3, n), dtype=torch.float64)

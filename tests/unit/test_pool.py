@@ -131,13 +131,13 @@ def test_a_pool_cut_anywhere_ends_with_the_same_bytes(made, own, kept):
     assert content(own) == content(made.path)
 
 
-def test_a_pool_cut_between_rows_or_before_its_header_ends_with_the_same_bytes(made, own):
+def test_a_pool_cut_between_rows_or_before_its_base_ends_with_the_same_bytes(made, own):
     lines = (own / pool.MANIFEST).read_bytes().splitlines(keepends=True)
     (own / pool.MANIFEST).write_bytes(b"".join(lines[:5]))
     pool.create(PLAN, own)
     assert content(own) == content(made.path)
     (own / pool.MANIFEST).unlink()
-    (own / pool.HEADER).unlink()
+    (own / pool.BASE).unlink()
     pool.create(PLAN, own)
     assert content(own) == content(made.path)
 
@@ -419,7 +419,7 @@ def test_models_that_are_not_the_recorded_ones_are_named(made, own):
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(1e-7, "close"), (1e-2, "different")])
-def test_float_noise_is_told_from_another_model(made, size, verdict, monkeypatch):
+def test_float_noise_is_told_from_another_model(made, size, verdict, monkeypatch, tmp_path):
     generator = torch.Generator().manual_seed(0)
 
     def elsewhere(seed):
@@ -428,6 +428,12 @@ def test_float_noise_is_told_from_another_model(made, size, verdict, monkeypatch
 
     monkeypatch.setattr(made, "generated", elsewhere)
     assert made.verify() == [verdict] * 8
+    if verdict == "close":
+        assert made[3]
+        return
+    for ask in (made.__getitem__, lambda key: made.export(key, tmp_path / "model.safetensors")):
+        with pytest.raises(MgenbError, match=r"model 3 of .* is not the recorded one"):
+            ask(3)
 
 
 @pytest.fixture
@@ -518,6 +524,19 @@ def test_a_header_with_wrong_values_is_damaged(own, damage):
     change_header(own, **damage)
     with pytest.raises(MgenbError, match=r"base\.json is damaged"):
         Pool(own)
+
+
+def test_a_base_of_another_architecture_is_named(own):
+    header = json.loads((own / pool.HEADER).read_text())
+    (own / pool.MANIFEST).write_text("")
+    store.save_weights(
+        own / pool.BASE, load_file(own / pool.BASE), {**header, "plan": {**header["plan"], "arch": "vgg11"}}
+    )
+    with pytest.raises(MgenbError, match=r"base\.safetensors (lacks|has) .*network of base\.json"):
+        Pool(own, partial=True)
+    store.save_weights(own / pool.BASE, load_file(own / pool.BASE), {**header, "right": header["total"] + 1})
+    with pytest.raises(MgenbError, match=r"right is \d+; right is a whole number from 0 to"):
+        Pool(own, partial=True)
 
 
 @pytest.mark.parametrize("tampered", [{"right": 300}, {"right": "x"}, {"total": 500}, {"data": []}, {"made_with": 1}])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mgenb import claims
+from mgenb import claims, digest
 from mgenb.errors import MgenbError
 from mgenb.lab import record
 
@@ -21,7 +21,7 @@ def test_a_record_comes_back(recorded):
 def test_the_result_is_apart_from_machine_and_form(recorded):
     one, two = recorded(), recorded(context={"device": "cuda"}, figures=["a.png"])
     assert one.to_json()["result"] == two.to_json()["result"]
-    assert set(one.to_json()) == {"schema", "stem", "profile", "figures", "context", "result"}
+    assert set(one.to_json()) == {"schema", "stem", "profile", "figures", "context", "result", "sha256"}
 
 
 @pytest.mark.parametrize(
@@ -32,23 +32,53 @@ def test_the_result_is_apart_from_machine_and_form(recorded):
         ("version", "1", "version is '1'; right is a int"),
         ("claims", {}, "claims is {}; right is a list"),
         ("settings", 3, "settings is 3; right is a dict"),
-        ("schema", record.SCHEMA + 1, "has schema 3; right is at most 2"),
+        ("schema", record.SCHEMA + 1, f"has schema {record.SCHEMA + 1}; right is at most {record.SCHEMA}"),
         ("schema", "1", "has schema '1'"),
     ],
 )
 def test_a_wrong_value_is_named(recorded, name, value, told):
-    data = recorded().to_json()
+    data = digest.unsealed(recorded().to_json(), "x")
     data.update({name: value}) if name in data else data["result"].update({name: value})
     with pytest.raises(MgenbError, match=f"x.json.*{told}"):
-        record.Record.from_json(data, "x.json")
+        record.Record.from_json(digest.sealed(data), "x.json")
 
 
 @pytest.mark.parametrize("name", ["registry", "seed", "claims", "test_uses"])
 def test_a_missing_key_is_named(recorded, name):
-    data = recorded().to_json()
+    data = digest.unsealed(recorded().to_json(), "x")
     del data["result"][name]
     with pytest.raises(MgenbError, match=f"{name} is missing"):
-        record.Record.from_json(data, "x.json")
+        record.Record.from_json(digest.sealed(data), "x.json")
+
+
+def change_verdict(row):
+    row["verdict"] = "contradicted"
+
+
+def change_interval(row):
+    row["low"], row["high"] = 99.0, float("nan")
+
+
+@pytest.mark.parametrize("change", [change_verdict, change_interval])
+def test_a_record_that_was_changed_is_no_record(recorded, tmp_path, change):
+    data = recorded().to_json()
+    change(data["result"]["claims"][0])
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    with pytest.raises(MgenbError, match=r"x\.json was changed after it was written"):
+        record.read(tmp_path / "x.json")
+
+
+def test_a_record_in_anothers_place_is_named(recorded, tmp_path, monkeypatch):
+    (folder := tmp_path / "figures" / "cpu").mkdir(parents=True)
+    monkeypatch.setattr("mgenb.lab.catalog.project_root", lambda: tmp_path)
+    (folder / "03_importance_mask.json").write_text(json.dumps(recorded().to_json()))
+    assert [made.label for made in record.committed()] == ["03_importance_mask (cpu)"]
+    for name, profile in (("02_zero_filling", "cpu"), ("03_importance_mask", "paper")):
+        (elsewhere := tmp_path / "figures" / profile / f"{name}.json").parent.mkdir(exist_ok=True)
+        elsewhere.write_text(json.dumps(recorded().to_json()))
+        with pytest.raises(MgenbError, match=rf"{name}.json is the record of 03_importance_mask \(cpu\): delete it"):
+            record.committed()
+        elsewhere.unlink()
 
 
 @pytest.mark.parametrize("text", ['{"stem": ', "[1]", "{}", '{"result": []}', '{"result": {"claims": []}}'])
@@ -61,7 +91,7 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_a_record_of_the_form_before_is_read_and_stale():
     row = {"id": ID, "verdict": "reproduced"}
     old = record.Record.from_json({"stem": "03_importance_mask", "profile": "cpu", "result": {"claims": [row]}}, "x")
-    assert "older form (schema 0, today 2)" in old.stale
+    assert "older form (schema 0, today 3)" in old.stale
 
 
 @pytest.mark.parametrize("changed", [{"margin": 2.0}, {"role": "central"}, {"scale": {"arch": "vgg11"}}])

@@ -164,32 +164,58 @@ def edited(folder, old, new, name=f"{STEM}.csv"):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("name", "old", "new"),
     [
-        (",count,", ",counted,", "look at count, counted"),
-        ("NA,False,0,", "NA,False,0.5,", "'count' is not int"),
-        ("False,0,", "no,0,", "'fine' is not bool"),
-        ("lenet,0,0.5,m0", "lenet,0,,m0", "'share' is not float"),
-        ("lenet,0,0.5,m0", "lenet,0,nan,m0", r"'share' is not float \(there is no number in some rows"),
+        (f"{STEM}.csv", "lenet,0,0.5,m0", "lenet,0,0.6,m0"),
+        (f"{STEM}.csv", ",count,", ",counted,"),
+        (f"{STEM}.parts.json", '"count": "int"', '"count": "float"'),
+        (f"{STEM}.parts.json", '"planned": 4', '"planned": 3'),
+        (f"{STEM}.parts.json", '"w1"', '"w2"'),
     ],
 )
-def test_reading_names_what_is_wrong(tmp_path, old, new, told):
+def test_what_was_changed_after_it_was_written_is_refused(tmp_path, name, old, new):
     measure(tmp_path)
-    with pytest.raises(MgenbError, match=told):
-        rows.read(edited(tmp_path, old, new))
+    with pytest.raises(MgenbError, match=f"{name}.*checksum says so.*delete it"):
+        rows.read(edited(tmp_path, old, new, name))
 
 
-def test_reading_names_the_wrong_schema_a_cut_file_and_a_missing_one(tmp_path):
+def test_arrays_that_were_changed_are_refused_and_left_over_ones_ignored(tmp_path):
+    measure(tmp_path, function=lambda part: ([{"a": 1}], {"b": np.ones(3)}))
+    csv = tmp_path / f"{STEM}.csv"
+    npz = csv.with_suffix(".npz")
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:-1])
+    with pytest.raises(MgenbError, match=r"npz is not what was written there"):
+        rows.read(csv)
+    measure(tmp_path / "other", function=lambda part: [{"a": 1}])
+    (tmp_path / "other" / npz.name).write_bytes(whole)
+    assert not rows.read(tmp_path / "other" / csv.name).arrays
+
+
+def test_kept_parts_that_were_changed_or_swapped_are_refused(tmp_path):
+    measure(tmp_path)
+    first, second, *_ = sorted((tmp_path / f"{STEM}.parts").glob("*.json"))
+    whole = first.read_text(), second.read_text()
+    first.write_text(whole[0].replace('"rows"', '"sorw"'))
+    with pytest.raises(MgenbError, match=f"{first.name} was changed"):
+        measure(tmp_path)
+    first.write_text(whole[1])
+    with pytest.raises(MgenbError, match=f"{first.name} is the part {second.stem}"):
+        measure(tmp_path)
+
+
+def test_reading_names_the_wrong_schema_and_a_missing_file(tmp_path):
     measure(tmp_path)
     csv = tmp_path / f"{STEM}.csv"
-    csv.write_text("\n".join(csv.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(MgenbError, match="has 11 rows; right is 12"):
-        rows.read(csv)
-    csv.unlink()
-    with pytest.raises(MgenbError, match="cannot be read"):
-        rows.read(csv)
     with pytest.raises(MgenbError, match="has schema 2; right is 1"):
         rows.read(edited(tmp_path, '"schema": 1', '"schema": 2', f"{STEM}.parts.json"))
+    edited(tmp_path, '"schema": 2', '"schema": 1', f"{STEM}.parts.json")
+    csv.unlink()
+    with pytest.raises(MgenbError, match="csv is not what was written there"):
+        rows.read(csv)
+    csv.with_suffix(".parts.json").unlink()
+    with pytest.raises(MgenbError, match="cannot be read"):
+        rows.read(csv)
 
 
 def test_rows_of_one_network_with_other_weights_are_not_paired(tmp_path):

@@ -183,22 +183,22 @@ def holds_images(value):
     return isinstance(value, Split) or (isinstance(value, torch.Tensor) and value.ndim != 1)
 
 
-def test_the_one_look_at_the_test_split_is_counted_and_shows_no_image(capsys):
-    _, dataset, look = toy()
+def test_the_one_look_at_the_test_split_is_counted_and_shows_no_image(capsys, looks):
+    *_, look = toy()
     assert not holds_images(look)
     assert {(right.dtype, tuple(right.shape)) for right in look.values()} == {(torch.bool, (100,))}
-    assert dataset.test.uses == ["experiment: 9 models"]
+    assert looks() == ["experiment: 9 models"]
 
 
-def test_every_look_counts(capsys):
+def test_every_look_counts(capsys, looks):
     run = start(**TINY)
     dataset, net = load(run), rest(run)[0]
     for _ in range(2):
         lab.final_test(dataset, {"base": (net, None)})
-    assert len(dataset.test.uses) == 2
+    assert len(looks()) == 2
     with pytest.raises(MgenbError, match="no models"):
         lab.final_test(dataset, {})
-    assert len(dataset.test.uses) == 2
+    assert len(looks()) == 2
 
 
 # a token says which parameters were set by hand: this is not what the profile measures
@@ -325,11 +325,10 @@ def test_another_measure_sees_the_test_images(capsys):
     assert lab.final_test(dataset, {"ones": (net, lambda: state)}, confident) == {"ones": ("test", 100, 10.0)}
 
 
-def test_generating_candidates_needs_no_look_at_the_test_split(capsys):
+def test_generating_candidates_needs_no_look_at_the_test_split(capsys, looks):
     run = start(**TINY)
-    dataset = load(run)
     list(mge.candidates(rest(run)[0].state_dict(), mge.Settings(), 0, 2))
-    assert dataset.test.uses == []
+    assert looks() == []
 
 
 @pytest.mark.parametrize(("left", "verdict"), [(0.11, "not tested"), (0.6, "contradicted")])

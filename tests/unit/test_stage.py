@@ -39,7 +39,7 @@ def write_notebook(root: Path, *cells: str) -> None:
 def project(tmp_path, monkeypatch):
     """A checkout with one notebook, which writes a figure and a record that tell `z`."""
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "pyproject.toml").write_text('name = "mgenb"')
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MGENB_OUT", raising=False)
     write_notebook(tmp_path, FIRST, LAST)

@@ -1,8 +1,13 @@
 """The store: all of a file or nothing, damage found, names that depend on what matters only."""
 
+import errno
 import json
+import os
 import resource
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,16 +36,84 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "file" / "models" / "a.safetensors"
     for act in (
         lambda: store.write_json(path, {}),
-        lambda: store.lock(path),
+        lambda: store.lock(path).__enter__(),
         lambda: store.save_weights(path, {"w": torch.ones(2)}, {}),
     ):
+        monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "elsewhere"))
+        with pytest.raises(MgenbError, match=r"could not write .*choose another place"):
+            act()
+        monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "file"))
         with pytest.raises(MgenbError, match=r"could not write .*set MGENB_CACHE"):
             act()
+
+
+def test_a_lock_that_is_a_folder_or_cannot_be_had_is_one_clear_sentence(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors.lock").mkdir()
+    with pytest.raises(MgenbError, match=r"could not write .*a\.safetensors"), store.lock(tmp_path / "a.safetensors"):
+        pass
+
+
+def closed(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_what_is_whole_in_a_cache_that_nobody_can_write_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    store.save_weights(path, {"w": torch.ones(2)}, {})
+    monkeypatch.setattr("filelock.FileLock.acquire", closed)
+    with store.lock(path):
+        assert store.load_weights(path)[0]["w"].tolist() == [1, 1]
+    with pytest.raises(MgenbError, match="Read-only file system"), store.lock(tmp_path / "b.safetensors"):
+        pass
+
+
+def test_who_waits_for_a_lock_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(store, "SOON", 0.05)
+    script = "import sys, time; from pathlib import Path; from mgenb import store\n"
+    script += "with store.lock(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
+    holder = subprocess.Popen([sys.executable, "-c", script, tmp_path / "x"], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with store.lock(tmp_path / "x"):
+        assert "waiting for another process that makes" in capsys.readouterr().err
+    assert holder.wait() == 0
+
+
+def test_old_temporary_files_of_killed_processes_go_and_others_stay(tmp_path):
+    old, young, other = (tmp_path / f".{name}.tmp" for name in ("a.json.0123", "a.json.4567", "b.json.0123"))
+    for file in (old, young, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    store.write_json(tmp_path / "a.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", young, other])
+
+
+def test_weights_come_after_their_json_and_a_json_alone_is_gone_on_from(tmp_path, monkeypatch):
+    path, state = tmp_path / "a.safetensors", {"w": torch.ones(2)}
+    with monkeypatch.context() as patch:
+        whole = Path.replace
+
+        def killed(source, target):
+            if str(target).endswith(".safetensors"):
+                raise KeyboardInterrupt
+            return whole(source, target)
+
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save_weights(path, state, {"seed": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    store.save_new(path, state, {"seed": 1})
+    assert store.load_weights(path)[1]["seed"] == 1
+    with pytest.raises(MgenbError, match="exists or does not end"):
+        store.save_new(path, state, {"seed": 1})
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(MgenbError, match="exists or does not end"):
+        store.save_new(tmp_path / "b.safetensors", state, {})
 
 
 @pytest.mark.parametrize("write", [store.save_weights, lambda path, state, _: save_checkpoint(path, state)])
@@ -136,3 +209,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("MGENB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert store.cache_dir() == tmp_path / "mgenb"
+    monkeypatch.setenv("MGENB_CACHE", "~nosuchuser/cache")
+    with pytest.raises(MgenbError, match=r"~nosuchuser/cache lies in a home folder that cannot be found"):
+        store.cache_dir()
