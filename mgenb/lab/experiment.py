@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from mgenb import data, store, training
-from mgenb.data.classes import ClassSplit, split_classes
-from mgenb.data.splits import LOOKS
+from mgenb.data.splits import LOOKS, ClassSplit, split_classes
 from mgenb.devices import COUNTING
 from mgenb.errors import MgenbError
 from mgenb.executor import each, workers

@@ -22,6 +22,7 @@ from mgenb.measure import population
 from mgenb.seeds import derive
 from mgenb.store import State, usable
 
+ADAM: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
 SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
 
 
@@ -155,14 +156,6 @@ class _CarliniWagner(torchattacks.attack.Attack):
         """Return the smallest squared distance at which each image reaches its goal (inf: never), and where."""
         place = torch.atanh((2 * images - 1) * SHRINK).requires_grad_()
         moments, steps = ([torch.zeros_like(place)], [torch.zeros_like(place)]), [torch.zeros(())]
-        usual: dict[str, Any] = {
-            "beta1": 0.9,
-            "beta2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "amsgrad": False,
-            "maximize": False,
-        }
         best, nearest = images, torch.full_like(c, torch.inf)
         for _ in range(self.settings.iterations):
             x = (place.tanh() + 1) / 2
@@ -172,7 +165,7 @@ class _CarliniWagner(torchattacks.attack.Attack):
             best = torch.where(better[:, None, None, None], x.detach(), best)
             (slope,) = torch.autograd.grad((distance + c * shortfall.clamp(min=0)).sum(), place)
             with torch.no_grad():  # element by element: no image knows of another
-                adam([place], [slope], *moments, [], steps, lr=self.settings.rate, **usual)
+                adam([place], [slope], *moments, [], steps, lr=self.settings.rate, **ADAM)
         return nearest, best
 
     def _shortfall(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:

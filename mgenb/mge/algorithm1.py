@@ -20,8 +20,7 @@ from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
 from mgenb.errors import MgenbError, choose
 from mgenb.measure import population
-from mgenb.mge import frequency
-from mgenb.mge.generator import Layers, Settings, accepts, fewest_right, generate, layer_generator, unimportant
+from mgenb.mge import Layers, Settings, accepts, fewest_right, frequency, generate, layer_generator, unimportant
 from mgenb.nets import Tracer
 from mgenb.seeds import derive, torch_generator
 from mgenb.store import State

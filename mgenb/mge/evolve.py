@@ -20,8 +20,7 @@ from mgenb import mge, store
 from mgenb.errors import MgenbError, choose, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
-from mgenb.mge import frequency
-from mgenb.mge.generator import Layers
+from mgenb.mge import Layers, frequency
 from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
 

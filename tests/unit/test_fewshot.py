@@ -16,7 +16,7 @@ from torch import nn
 
 from mgenb import data, nets, stats, training
 from mgenb.data import sources
-from mgenb.data.classes import split_classes
+from mgenb.data.splits import split_classes
 from mgenb.errors import MgenbError, SealedSplitError
 from mgenb.measure import fewshot, population
 from mgenb.measure.fewshot import Episodes
