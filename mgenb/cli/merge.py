@@ -1,15 +1,13 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mgenb.cli.options import Jobs, Scheduler
+from mgenb.errors import MgenbError, choose
 
 if TYPE_CHECKING:
     from mgenb.mega.methods import Result, Task
@@ -48,7 +46,6 @@ def merge(
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, devices, mega, nets, store, training
-    from mgenb.errors import choose
     from mgenb.executor import workers
     from mgenb.mega import methods
 
@@ -66,7 +63,7 @@ def merge(
     settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
-        results = _taken(_results(task, kept, executor))
+        results = _taken(methods.found(task, kept, executor))
     print(TRAINED_ON.format(len(task.val)))
     test = images.test.unseal(f"mgenb merge {method}")
     print(methods.compare(task, (str(first), str(second)), results, test).to_string())
@@ -75,37 +72,11 @@ def merge(
         file.unlink(missing_ok=True)
 
 
-def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result | str"]:
-    """Return what each method finds, side by side where there is an executor, or why it cannot take the networks."""
-    from mgenb.executor import each
-
-    done = dict(each(partial(_merged, task, kept), kept, executor, "method"))
-    return {name: done[number] for number, name in enumerate(kept)}
-
-
-def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result | str":
-    """Return what a method finds, or why it cannot take these networks.
-
-    With one thread: with more of them sums have another order.
-    """
-    from mgenb.devices import one_thread
-    from mgenb.errors import MgenbError
-    from mgenb.mega.methods import METHODS
-
-    with one_thread():
-        try:
-            return METHODS[name](replace(task, keep=kept[name]))
-        except MgenbError as error:
-            return str(error)
-
-
 def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":
     """Return what the methods found that could take the networks, and say of the others why they are left out.
 
     Raises MgenbError where none could.
     """
-    from mgenb.errors import MgenbError
-
     refused = {name: why for name, why in found.items() if isinstance(why, str)}
     if len(refused) == len(found):
         raise MgenbError(next(iter(refused.values())))

@@ -3,14 +3,13 @@
 import json
 import sys
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 from mgenb import executor, mge
-from mgenb.cli.merge import _merged
 from mgenb.errors import MgenbError
 from mgenb.lab import rows
 from mgenb.measure import population
@@ -113,9 +112,8 @@ def test_merges_are_the_same_wherever_methods_run(open_executor, small, lenet, t
     task = methods.Task(lenet, first, second, small.train, small.val, budget=10, seed=0, size=5)
     names, made = ["average", "mega", "rebasin"], []
     for runs in (None, open_executor("two")):
-        merge = partial(_merged, task, {name: tmp_path / f"{name}-{runs is None}" for name in names})
-        done = dict(executor.each(merge, names, runs))
-        made.append([done[number] for number in range(len(names))])
+        kept = {name: tmp_path / f"{name}-{runs is None}" for name in names}
+        made.append(list(methods.found(task, kept, runs).values()))
     for here, there in zip(*made, strict=True):
         assert (here.fitness, here.evaluations) == (there.fitness, there.evaluations)
         assert all(tensor.equal(there.states[0][name]) for name, tensor in here.states[0].items())
