@@ -6,7 +6,7 @@ What is shipped with the package (`nets/shipped/`) comes before the cache.
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -215,7 +215,8 @@ def trained(
             checkpoint = path.with_suffix(".checkpoint")
             own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
-            _keep(net, settings, losses)
+            store.save_weights(path, net.state_dict(), {**settings, "losses": losses, **_made_on(net)})
+            _anew.add(path)
             checkpoint.unlink(missing_ok=True)
     return net.eval()
 
@@ -235,11 +236,6 @@ def _there(settings: Mapping[str, Any], retrain: bool) -> tuple[State, str] | No
             raise MgenbError(f"{path} is a network of another {odd[0]}; delete it, and it is trained anew")
         return state, "from the cache"
     return None
-
-
-def _keep(net: nn.Module, settings: Mapping[str, Any], losses: Sequence[float]) -> None:
-    store.save_weights(_file(settings), net.state_dict(), {**settings, "losses": list(losses), **_made_on(net)})
-    _anew.add(_file(settings))
 
 
 def _made_on(net: nn.Module) -> dict[str, str]:

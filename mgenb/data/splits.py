@@ -216,11 +216,6 @@ class ClassSplit:
     val: tuple[str, ...]
     novel: tuple[str, ...]
 
-    def __str__(self) -> str:
-        """Return what is for what, in a sentence for the record."""
-        images = f"{len(self.val)} val classes" if self.val else "validation images of base classes (seen in training)"
-        return f"{self.data.name}: {len(self.base)} base and {len(self.novel)} novel classes; selection on {images}"
-
 
 def split_classes(dataset: Dataset, *, val: int = 0, novel: int = 0, seed: int = 0) -> ClassSplit:
     """Deal the classes of `dataset` by `seed`: so many novel and val ones, and the others as base.
