@@ -26,11 +26,8 @@ NETWORK = {"dataset": str, "arch": str, "recipe": str, "epochs": int, "floor": f
 LIMITS = ("val", "test")  # of images: a number, or all there are
 SHARES = ("t", "share", "floor")
 MAY_BE_ZERO = ("seed", "first_seed", "open_bases", "val_classes", "mutations", "fusions", "tune_epochs", "wide_bases")
-CHOICES: dict[str, Collection[str]] = {
-    "arch": nets.ARCHITECTURES,
-    "recipe": training.RECIPES,
-    "paper": ("both", *PAPERS),
-}
+CHOICES: dict[str, Collection[str]] = {"arch": nets.ARCHITECTURES, "recipe": training.RECIPES}
+CHOICES["paper"] = ("both", *PAPERS)
 RIGHT = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [0, 1]"}
 
 

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from mgenb import seeds
 from mgenb.data import Dataset, Split, refuse_test
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check, choose
 from mgenb.measure import population
 from mgenb.mega.segment import STATISTICS
 from mgenb.nets import Tracer
@@ -282,8 +282,7 @@ def recalibrate(net: nn.Module, state: State, split: Split) -> dict[str, torch.T
     does not fit or there are fewer than two images.
     """
     refuse_test(split)
-    if len(split) < 2:
-        raise MgenbError(f"BatchNorm is recalibrated on {len(split)} images; right is at least 2")
+    check("the number of images for BatchNorm", len(split), 2)
     scratch = population.quick_copy(net, state)
     norms = [module for module in scratch.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:

@@ -91,15 +91,8 @@ def correct(net: nn.Module, split: Split, states: tuple[State, ...]) -> torch.Te
     return population.classes_of(votes) == split.labels.cpu()
 
 
-COLUMNS = (
-    "validation (%)",
-    "test (%)",
-    "above the better parent",
-    "evaluations",
-    "alpha",
-    "off the segment",
-    "nearest",
-)
+PLACE = ("alpha", "off the segment", "nearest")
+COLUMNS = ("validation (%)", "test (%)", "above the better parent", "evaluations", *PLACE)
 
 
 def compare(task: Task, names: tuple[str, str], results: Mapping[str, Result], test: Split) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, check
 from mgenb.mega.methods import Result
 from mgenb.store import State
 
@@ -32,8 +32,7 @@ def balanced(count: int) -> Tree:
 
     Raises MgenbError for fewer than two models.
     """
-    if count < 2:
-        raise MgenbError(f"a tree of {count} models has nothing to merge; right is at least 2")
+    check("the number of models in a tree", count, 2)
     level: list[Tree] = list(range(count))
     while len(level) > 1:
         level = [*zip(level[::2], level[1::2], strict=False), *level[len(level) // 2 * 2 :]]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check, choose
 from mgenb.measure import population
 from mgenb.mge import Layers, Settings, accepts, fewest_right, frequency, generate, layer_generator, unimportant
 from mgenb.nets import Tracer
@@ -73,8 +73,7 @@ def search(
     the same search is done with plain noise. A layer for which no try is accepted keeps its
     weights. Raises MgenbError for an unknown name and when tries < 1.
     """
-    if tries < 1:
-        raise MgenbError(f"tries is {tries}; right is at least 1 (the paper: 100)")
+    check("tries", tries, 1)
     closest = choose("accepted", accepted, ACCEPTED) == "closest"
     names = frequency.weight_names(base)
     discriminator = _discriminator(fitness(base, names[0]), base[names[0]], criterion, eps, exact=closest)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from mgenb import mge, store
-from mgenb.errors import MgenbError, choose, demand
+from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
 from mgenb.mge import Layers, frequency
@@ -53,7 +53,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
-        choose("fused", self.fused, FUSED)
+        demand(self, fused=FUSED)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_a_tree_that_does_not_fit_is_refused(pairs):
 
 
 def test_one_model_and_an_ensemble_are_refused():
-    with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
+    with pytest.raises(MgenbError, match="the number of models in a tree is 1; right is a whole number of at least 2"):
         tree.balanced(1)
     with pytest.raises(MgenbError, match="node 0-1 became an ensemble of 2"):
         tree.merge_tree((0, 1), states(2), lambda a, b, name: Result((a, b), 0.5, 1))
