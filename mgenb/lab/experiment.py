@@ -107,9 +107,7 @@ def _trained(
     return net
 
 
-def final_test(
-    dataset: data.Dataset, models: Candidates, measure: Measure = population.correct, reason: str = ""
-) -> dict[Any, Any]:
+def final_test(dataset: data.Dataset, models: Candidates, measure: Measure = population.correct) -> dict[Any, Any]:
     """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
 
     `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes (network,
@@ -117,7 +115,7 @@ def final_test(
     """
     if not models:
         raise MgenbError("final_test was given no models")
-    test = dataset.test.unseal(f"{reason or 'experiment'}: {len(models)} models")
+    test = dataset.test.unseal(f"experiment: {len(models)} models")
     return {label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()}
 
 

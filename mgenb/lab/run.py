@@ -227,8 +227,7 @@ class Run:
 
         Ours is what was stored as evidence for a cell; a dash where nothing was run.
         """
-        measured = {name: of.estimate for (name, _), of in self.findings.measured.items() if of.estimate}
-        ours = {name: estimate.estimate for name, estimate in measured.items()}
+        ours = {name: of.estimate.estimate for (name, _), of in self.findings.measured.items() if of.estimate}
         return telling.grid(table, ours, *across)
 
     def readings_of(self, claim_id: str) -> pd.DataFrame:

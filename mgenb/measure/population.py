@@ -231,8 +231,7 @@ def _usual(tensors: State) -> State:
 
 
 def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = torch.func.functional_call(net, dict(tensors), (images,))
-    return logits
+    return torch.func.functional_call(net, dict(tensors), (images,))
 
 
 def tally(
