@@ -68,12 +68,10 @@ def load(part: rows.Part) -> data.Dataset:
 def dealt(part: rows.Part) -> ClassSplit:
     """Return the dataset that a part names, dealt by class for few-shot learning."""
     val, novel = (part[name] for name in DEALT)
-    return _dealt(_load(*(part.get(name) for name in LOADED)), val, novel, part["seed"])
+    return _dealt(_load(*(part.get(name) for name in LOADED)), val=val, novel=novel, seed=part["seed"])
 
 
-@lru_cache(maxsize=2)
-def _dealt(whole: data.Dataset, val: int, novel: int, seed: int) -> ClassSplit:
-    return split_classes(whole, val=val, novel=novel, seed=seed)
+_dealt = lru_cache(maxsize=2)(split_classes)
 
 
 @lru_cache(maxsize=2)
