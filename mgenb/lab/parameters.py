@@ -97,9 +97,7 @@ def check(notebook: catalog.Notebook, profile: str, given: Mapping[str, Any]) ->
         values["networks_file"] = str(at_home(values["networks_file"]).resolve())
     usual, full = {**COMMON, **defaults}, {**COMMON, **defaults, **values}
     settings = {name: full[name] for name in defaults}
-    networks: tuple[Network, ...] = ()
-    if "networks" in settings:
-        networks = chosen(settings["networks"], profile, values.get("networks_file"))
+    networks = chosen(settings.get("networks", []), profile, values.get("networks_file"))
     changed = {name: full[name] for name in (*defaults, "seed") if full[name] != usual[name]}
     device = devices.device(full["device"])
     return Parameters(profile, full["seed"], device, settings, networks, values, changed, full["retrain"])
@@ -185,10 +183,8 @@ def _read(text: str, wanted: type) -> Any:
 def _rule(name: str, wanted: type) -> tuple[Callable[[Any], bool], str]:
     """Return what must hold of a value of type `wanted`, and the same in words."""
     if name == "kappas":
-        return (
-            lambda values: bool(values) and all(map(_is_kappa, values)),
-            "a list of numbers of at least 0, as in [0, 2, 5]",
-        )
+        right = "a list of numbers of at least 0, as in [0, 2, 5]"
+        return lambda values: bool(values) and all(map(_is_kappa, values)), right
     if wanted not in (int, float):
         return lambda value: value != [], RIGHT[wanted]
     least = 0 if wanted is float or name in MAY_BE_ZERO else 1

@@ -42,7 +42,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     print(f"{stem}: profile {profile}, seed {chosen.seed}")
     for name, value in chosen.settings.items():
         print(f"  {name} = {parameters.as_text(value)}")
-    for network in chosen.networks if "networks" in chosen.settings else ():
+    for network in chosen.networks:
         images = f", {network.images} images" if network.images else ""
         how = f"{network.recipe}, {network.epochs} epochs{images}, floor {100 * network.floor:g} %"
         print(f"  {network.name}: {network}, {how}")
