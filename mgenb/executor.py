@@ -23,7 +23,8 @@ JOBS, SCHEDULER = "MGENB_JOBS", "MGENB_SCHEDULER"  # what to use where nothing i
 # glibc gives freed memory back at once and takes it anew: a sixth of what training small networks cost
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 WORKER = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-WORKER |= MEMORY | {"OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}  # bars of several would overwrite each other
+WORKER |= MEMORY | {"LOKY_MAX_MEMORY_LEAK_SIZE": str(2**32)}  # what is kept looks like a leak to loky
+WORKER |= {"OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}  # bars of several would overwrite each other
 SECONDS_TO_CONNECT = 5
 
 

@@ -10,12 +10,13 @@ from mgenb.cli.options import Jobs, Scheduler
 from mgenb.errors import MgenbError, choose
 
 if TYPE_CHECKING:
+    from mgenb.data import Dataset
     from mgenb.mega.methods import Result, Task
 
 Checkpoint = Annotated[Path, typer.Argument(help="A state_dict: .safetensors, or a torch file.")]
 Method = Annotated[str, typer.Option(help="How to merge: mega, average, rebasin, line and others, or all.")]
 TRAINED_ON = (
-    "validation: {} training images; if the two networks were trained on them, validation accuracy\n"
+    "validation: {} training images of {}; if the two networks were trained on them, validation accuracy\n"
     "is too high and selection prefers what overfits; test accuracy stays fair"
 )
 Out = Annotated[Path, typer.Option(help="File for the merged model; never an existing one.")]
@@ -53,8 +54,6 @@ def merge(
     store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
-    if images.variant == "sample":
-        print(f"{images.name}: the samples shipped with mgenb, {len(images.val)} validation images, not the data set")
     net = training.fresh(arch, images, seed)
     states = methods.read_pair((first, second), net)
     task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
@@ -64,12 +63,18 @@ def merge(
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     with workers(jobs, scheduler) as executor:
         results = _taken(methods.found(task, kept, executor))
-    print(TRAINED_ON.format(len(task.val)))
+    print(_chosen_by(images))
     test = images.test.unseal(f"mgenb merge {method}")
     print(methods.compare(task, (str(first), str(second)), results, test).to_string())
     _save(out, task, results, settings)
     for file in kept.values():
         file.unlink(missing_ok=True)
+
+
+def _chosen_by(images: "Dataset") -> str:
+    """Return by which images was chosen, and what that is worth."""
+    whose = ", the samples shipped with mgenb" if images.variant == "sample" else ""
+    return TRAINED_ON.format(len(images.val), images.name + whose)
 
 
 def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":

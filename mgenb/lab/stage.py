@@ -73,8 +73,8 @@ def finish(stage: Path) -> None:
     """Do what is left of a move that was begun; nothing where none was. Raises MgenbError when it cannot."""
     if not (stage / MOVES).exists():
         return
-    journal = json.loads((stage / MOVES).read_text(encoding="utf-8"))
     try:
+        journal = json.loads((stage / MOVES).read_text(encoding="utf-8"))
         for path in journal["gone"]:
             (stage / path).unlink(missing_ok=True)
         for name, place in journal["moves"].items():
@@ -83,6 +83,8 @@ def finish(stage: Path) -> None:
                 os.replace(stage / name, stage / place)
     except OSError as error:
         raise MgenbError(f"could not move what is in {stage}: {error}; the same command goes on with it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MgenbError(f"{stage / MOVES} is damaged: delete {stage}, and run again") from error
     shutil.rmtree(stage)
 
 

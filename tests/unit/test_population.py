@@ -418,6 +418,21 @@ def test_the_fastest_way_is_measured_once_and_kept(monkeypatch, tmp_path):
     assert len(asked) == len(list((tmp_path / "speed").iterdir())) == 4
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"fastest": 3}', '{"fastest": [true, 7]}', '{"fastest": ["x", 64]}'])
+def test_a_damaged_speed_is_measured_anew_and_a_closed_cache_costs_time_alone(text, monkeypatch, tmp_path):
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
+    net, images = nets.build("lenet", 1, 28, 10), split(300)
+    monkeypatch.setattr(speed, "_measured", lambda *_: dict.fromkeys(speed.WAYS, 1.0))
+    assert speed.fastest(net, images.images) == speed.USUAL
+    (file,) = (tmp_path / "speed").iterdir()
+    file.write_text(text)
+    assert speed.fastest(net, images.images) == speed.USUAL
+    assert json.loads(file.read_text())["fastest"] == list(speed.USUAL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MGENB_CACHE", str(tmp_path / "file"))
+    assert speed.fastest(net, images.images) == speed.USUAL
+
+
 def test_a_gain_of_a_twentieth_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
     took = dict(zip(speed.WAYS, [1.0, 0.97, 0.95, 0.96], strict=True))
