@@ -66,7 +66,7 @@ class Run:
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.findings = Evidence()
         self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
-        self.notes |= {"test_uses": [], "leaks": [], "figures": []}
+        self.notes |= {"test_uses": [], "figures": []}
         self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
         self.made: dict[Place, Bases] = {}  # the first ones first
         self.version = 1  # of the experiment; `measure` says another

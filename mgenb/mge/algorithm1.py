@@ -20,7 +20,8 @@ from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
 from mgenb.errors import MgenbError, check, choose
 from mgenb.measure import population
-from mgenb.mge import Layers, Settings, accepts, fewest_right, frequency, generate, layer_generator, unimportant
+from mgenb.mge import Settings, accepts, fewest_right, frequency, generate, layer_generator, unimportant
+from mgenb.mge.generator import Layers
 from mgenb.nets import Tracer
 from mgenb.seeds import derive, torch_generator
 from mgenb.store import State

@@ -8,8 +8,8 @@ what they lack of 1 is the base's. Weights are held for the survivors alone.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 
 from mgenb import mge, store
-from mgenb.errors import MgenbError, demand
+from mgenb.errors import MgenbError, choose, demand
 from mgenb.measure import population
 from mgenb.measure.population import Criterion
-from mgenb.mge import Layers, frequency
+from mgenb.mge import frequency
+from mgenb.mge.generator import Layers
 from mgenb.seeds import derive, numpy_generator
 from mgenb.store import State
 
@@ -28,6 +29,7 @@ Recipe = dict[str, dict[int, float]]  # layer -> draw's seed -> share, one entry
 Row = dict[str, Any]  # of the history
 First = Callable[[int], Mapping[str, int]]  # seed -> layer -> seed of its draw; other layers stay the base's
 
+VERSION = 2  # raise it when the same evolution goes another way: a checkpoint goes on under its own version alone
 ORIGINS = ("fresh", "mutation", "fusion")
 FUSED = ("children", "taken")
 
@@ -53,7 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         demand(self, parents=2 if self.fusions else 1, mutations=0, fusions=0, fresh=0, generations=0, gamma=0.0)
-        demand(self, fused=FUSED)
+        choose("fused", self.fused, FUSED)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def evolve(
     *,
     first: First | None = None,
     layers: Layers = mge.layer_generator,
+    checkpoint: Path | None = None,
 ) -> Evolution:
     """Evolve a population of models that are generated from `base`: E-MGE.
 
@@ -109,21 +112,26 @@ def evolve(
     fitness is not finite is counted as failed and never survives. With `layers=mge.layer_noise` the same is done with
     plain noise.
 
-    Raises MgenbError when nothing has a finite fitness, or a criterion returns another number of values than it was
-    given individuals.
+    With `checkpoint` the state is written there after each generation, and the same call goes on from it, to the
+    identical result; more generations than before extend it. Functions cannot be compared: a file for each choice.
+    Raises MgenbError when nothing has a finite fitness, a criterion returns another number of values than it was
+    given individuals, or the checkpoint is damaged or belongs to another evolution.
     """
     base = store.usable(base, "the base")
     if not frequency.weight_names(base):
         raise MgenbError("the base has no weight layer: there is nothing to evolve")
     breed = _Breeding(base, generate, settings, seed, first, layers)
-    rows, best, parents = list[Row](), list[Individual](), list[Individual]()
-    for generation in range(settings.generations + 1):
+    key = _key(base, generate, settings, seed, layers)
+    rows, best, parents = _restored(store.load_progress(checkpoint, key, next(iter(base.values())).device))
+    for generation in range(len(rows), settings.generations + 1):
         children = breed.evaluated(breed.children(generation, parents), quality, additional)
         parents = _fittest([*parents, *children], settings.parents)
         if not parents:
             raise MgenbError(f"generation {generation} is empty: none of {len(children)} has a finite fitness")
         rows.append(_row(rows, children, parents))
         best.append(replace(parents[0], make=dict))
+        progress = {"best": _plain(best), "survivors": _plain(parents), "states": [parent.make() for parent in parents]}
+        store.save_progress(checkpoint, key, {"rows": rows, **progress})
     return Evolution(pd.DataFrame(rows), best, [replace(parent, make=dict) for parent in parents])
 
 
@@ -213,11 +221,15 @@ def _mixed(a: Mapping[int, float], b: Mapping[int, float], share: float) -> dict
     return {seed: (1 - share) * a.get(seed, 0) + share * b.get(seed, 0) for seed in {**a, **b}}
 
 
+def _held(individual: Individual, state: State) -> Individual:
+    return replace(individual, make=lambda: state)
+
+
 def _fittest(everyone: Sequence[Individual], count: int) -> list[Individual]:
     """Return those of the highest finite fitness, fittest first, the first of equals; their weights are held."""
     finite = [individual for individual in everyone if math.isfinite(individual.fitness)]
     chosen = sorted(finite, key=lambda individual: -individual.fitness)[:count]
-    return [replace(individual, make=partial(dict, individual.make())) for individual in chosen]
+    return [_held(individual, individual.make()) for individual in chosen]
 
 
 def _row(before: Sequence[Mapping[str, Any]], children: Sequence[Individual], survivors: Sequence[Individual]) -> Row:
@@ -232,3 +244,22 @@ def _row(before: Sequence[Mapping[str, Any]], children: Sequence[Individual], su
         **{origin: origins[origin] for origin in ORIGINS},
         "failed": sum(not math.isfinite(child.fitness) for child in children),
     }
+
+
+def _key(base: State, generate: mge.Settings, settings: Settings, seed: int, layers: Layers) -> str:
+    """Return what a checkpoint must agree on; how many generations may differ."""
+    about = {"version": VERSION, "base": store.tensor_hash(base, base), "generate": asdict(generate), "seed": seed}
+    about["evolve"] = {**asdict(settings), "generations": None}
+    about["layers"] = getattr(layers, "__qualname__", repr(layers))
+    return store.key_of(about)
+
+
+def _plain(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in vars(individual).items() if name != "make"} for individual in individuals]
+
+
+def _restored(saved: Mapping[str, Any] | None) -> tuple[list[Row], list[Individual], list[Individual]]:
+    """Return rows of history, the best of each, and the parents of the next generation; nothing before the first."""
+    saved = saved or {"rows": [], "best": [], "survivors": [], "states": []}
+    best, survivors = ([Individual(**fields) for fields in saved[name]] for name in ("best", "survivors"))
+    return saved["rows"], best, list(map(_held, survivors, saved["states"]))

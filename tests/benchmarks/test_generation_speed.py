@@ -7,7 +7,7 @@ import torch
 
 from mgenb import mge
 from mgenb.measure import population
-from mgenb.mge import frequency
+from mgenb.mge import frequency, generator
 
 
 @pytest.mark.parametrize(("arch", "models"), [("lenet", 40), ("vgg11", 5)])
@@ -47,7 +47,7 @@ def test_a_vgg11_generated_and_counted_against_its_floor(against, vgg11, digits,
 
     def floor():
         empty = [torch.empty(base[name].shape) for name in names]
-        timed("draw", lambda: [mge._shaped(mge._fill(e, settings, 1), "truncated", 0.2) for e in empty])
+        timed("draw", lambda: [generator._shaped(generator._fill(e, settings, 1), "truncated", 0.2) for e in empty])
         timed("inverse DCT", lambda: [frequency.to_weights(base[name], settings.transform) for name in names])
         return timed("one pass", lambda: population.count(vgg11, images, [ready]))
 

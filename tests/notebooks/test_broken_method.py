@@ -12,7 +12,8 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 BROKEN = {  # stem: what is run before the notebook
     "00_start_here": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "01_frequency_sensitivity": """
 from mgenb.mge import frequency
@@ -37,7 +38,8 @@ frequency.fig7_change = anything
 """,
     "04_weight_distribution": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "05_generated_vs_trained": """
 from dataclasses import replace
@@ -54,7 +56,8 @@ population.Count.passes = lambda self, fewest: True
 """,
     "07_time_ratio": """
 from mgenb import mge
-mge.layer_generator = lambda weight, settings: lambda seed: weight
+from mgenb.mge import generator
+mge.layer_generator = generator.layer_generator = lambda weight, settings: lambda seed: weight
 """,
     "08_adversarial_transfer": """
 from mgenb.measure import attacks

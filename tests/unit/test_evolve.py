@@ -273,6 +273,55 @@ def test_settings_that_make_no_sense(settings, message):
         Settings(**settings)
 
 
+def same(a, b):
+    return a.history.equals(b.history) and a.best == b.best and a.survivors == b.survivors
+
+
+def test_a_checkpoint_goes_on_to_the_identical_result(base, evolved, tmp_path):
+    file = tmp_path / "evolution"
+    calls = 0
+
+    def dies(states):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return near(base)(states)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve.evolve(base, GENERATE, TINY, 0, dies, distances(base)[1], checkpoint=file)
+    asked = []
+
+    def counts(states):
+        values = near(base)(states)
+        asked.append(len(values))
+        return values
+
+    resumed = evolve.evolve(base, GENERATE, TINY, 0, counts, distances(base)[1], checkpoint=file)
+    assert asked == [10, 10]  # generations 0 and 1 are not evaluated again
+    assert same(resumed, evolved)
+    longer = Settings(**{**TINY.__dict__, "generations": 5})
+    assert same(run(base, longer, checkpoint=file), run(base, longer))
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_kept(base, tmp_path, monkeypatch):
+    file = tmp_path / "evolution"
+    run(base, checkpoint=file)
+    before = file.read_bytes()
+    with pytest.raises(MgenbError, match="belongs to another computation"):
+        run(base, seed=1, checkpoint=file)
+    with pytest.raises(MgenbError, match="belongs to another computation"):
+        run(base, layers=mge.layer_noise, checkpoint=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(evolve, "VERSION", evolve.VERSION + 1)
+        with pytest.raises(MgenbError, match="belongs to another computation"):
+            run(base, checkpoint=file)
+    assert file.read_bytes() == before
+    file.write_bytes(before[: len(before) // 2])
+    with pytest.raises(MgenbError, match="is damaged: delete it"):
+        run(base, checkpoint=file)
+
+
 def test_the_effective_number_of_draws():
     individual = evolve.Individual({"a": {1: 0.5, 2: 0.5}, "b": {3: 1.0}, "c": {4: 0.5}, "d": {}}, "fusion")
     assert individual.draws == pytest.approx(np.mean([2, 1, 2, 1]))  # "c" is half the base's, "d" wholly

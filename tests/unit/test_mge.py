@@ -11,7 +11,7 @@ from scipy import stats
 from mgenb import mge
 from mgenb.errors import MgenbError
 from mgenb.measure import population
-from mgenb.mge import frequency
+from mgenb.mge import frequency, generator
 
 Z = 0.2
 IN_DOMAIN = sorted({(s, frequency.NATURAL.get(s, d)) for s, d in product(frequency.SELECTIONS, frequency.DOMAINS)})
@@ -367,7 +367,9 @@ def test_wrong_settings_are_refused_at_once(wrong, words):
 def test_stacks_hold_the_models_of_the_generator_in_order(changed, lenet, monkeypatch):
     settings, base = mge.Settings(**changed), population.state_of(lenet)
     seeds = [mge.candidate_seed(3, index) for index in range(5)]
-    monkeypatch.setattr(mge, "STACK_ELEMENTS", 2 * sum(base[name].numel() for name in frequency.weight_names(base)))
+    monkeypatch.setattr(
+        generator, "STACK_ELEMENTS", 2 * sum(base[name].numel() for name in frequency.weight_names(base))
+    )
     with torch.inference_mode():  # as populations are evaluated
         stacks = list(mge.stacks(base, settings, seeds))
     assert [len(next(iter(stack.values()))) for stack in stacks] == [2, 2, 1]

@@ -12,7 +12,7 @@ import pytest
 
 from mgenb import claims
 from mgenb.claims import printed
-from mgenb.claims.registry import AS_STATED, MOST_CORE, PAPERS, ROLES, parse
+from mgenb.claims.registry import MOST_CORE, PAPERS, ROLES, parse
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog
 
@@ -105,7 +105,7 @@ def test_wrong_entries_are_named(text, message):
         parse("mge", text)
 
 
-@pytest.mark.parametrize("changed", [{"margin": 2.0}, {"role": "detail"}, {"readings": (AS_STATED,)}])
+@pytest.mark.parametrize("changed", [{"margin": 2.0}, {"role": "detail"}, {"readings": (claims.AS_STATED,)}])
 def test_the_hash_depends_on_what_decides(monkeypatch, changed):
     before, other = (claims.registry_hash(stem) for stem in ("01_frequency_sensitivity", "02_zero_filling"))
     registry = (replace(claims.get(HIGH_LOW), **changed), *(claim for claim in claims.load() if claim.id != HIGH_LOW))

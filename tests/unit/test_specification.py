@@ -9,7 +9,6 @@ import pytest
 
 from mgenb import claims, stats
 from mgenb.claims import Reading
-from mgenb.claims.registry import AS_STATED
 from mgenb.errors import MgenbError
 from mgenb.lab import figures, specification
 
@@ -37,7 +36,7 @@ def verdict(monkeypatch):
 
     def judge(readings, estimates, **options):
         claim = replace(CLAIM, readings=readings)
-        monkeypatch.setattr("mgenb.claims.get", lambda name: claim)
+        monkeypatch.setattr("mgenb.claims.verdicts.get", lambda name: claim)
         by_reading = {reading.name: estimate for reading, estimate in zip(readings, estimates, strict=False)}
         return claims.judge({claim.id: by_reading}, {claim.id: SCALE}, **options)[0]
 
@@ -120,8 +119,8 @@ def test_an_interval_without_an_end_reaches_the_frame_and_near_copies_are_grey(v
 
 
 def test_a_claim_with_one_reading_has_a_curve_and_one_without_evidence_none(verdict, drawn):
-    top, below = drawn(verdict((AS_STATED,), estimates(1))).axes
+    top, below = drawn(verdict((claims.AS_STATED,), estimates(1))).axes
     assert len(points_of(top)) == 1
     assert points_of(below) == []
     with pytest.raises(MgenbError, match="is not tested: there is no reading to draw"):
-        specification.curve(verdict((AS_STATED,), estimates(1), blocked={CLAIM.id: "for a reason"}))
+        specification.curve(verdict((claims.AS_STATED,), estimates(1), blocked={CLAIM.id: "for a reason"}))

@@ -32,7 +32,7 @@ def judged(monkeypatch):
 
     def judge(*pairs, scale=CPU, **options):
         by_id = {one.id: one for one, _ in pairs}
-        monkeypatch.setattr("mgenb.claims.get", by_id.__getitem__)
+        monkeypatch.setattr("mgenb.claims.verdicts.get", by_id.__getitem__)
         evidence = {one.id: {f"r{i}": estimate for i, estimate in by.items()} for one, by in pairs}
         return claims.judge(evidence, dict.fromkeys(by_id, scale), **options)
 
@@ -309,7 +309,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("core", "open_"), [(2, 3), (6, 10)])
 def test_false_verdicts_of_a_family_are_few(judged, monkeypatch, case, core, open_):
-    monkeypatch.setattr("mgenb.claims._how_open", lambda *about: ())  # takes most of the time
+    monkeypatch.setattr("mgenb.claims.verdicts._how_open", lambda *about: ())  # takes most of the time
     rng = np.random.default_rng(5)
     rates = [simulated(judged, CASES[case](core, open_), n, core, 60, rng)[0] for n in (5, 8, 12)]
     assert np.mean(rates) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 180)
