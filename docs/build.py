@@ -25,6 +25,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "VERDICTS.md", "tes
 LINK = re.compile(r"\]\(([^)#:]+)[^):]*\)")  # to a file of the repository
 HEADING = re.compile(r"^#+ (.*)", re.MULTILINE)
 FIGURE = re.compile(r'figure\(\s*"(\w+)"')
+DEFINED = re.compile(r"^(?:def |(?=[A-Z_]+ = ))(\w+)", re.MULTILINE)
 LONG = 4  # lines of code that are folded
 APART = ("mgenb.cli",)  # told by the guide
 
@@ -85,7 +86,11 @@ def read_only(text: str) -> str:
         if "experiment" not in tags and content.count("\n") >= LONG:
             tags.append("hide-input")
         name = FIGURE.search(content)
-        about["mystnb"] = {"image": {"alt": f"{heading}: {name[1].replace('_', ' ')}" if name else heading}}
+        about["mystnb"] = {
+            "image": {"alt": f"{heading}: {name[1].replace('_', ' ')}" if name else heading},
+            "code_prompt_show": f"Code {', '.join(DEFINED.findall(content))}",
+            "code_prompt_hide": "Fold the code",
+        }
     return json.dumps(notebook)
 
 

@@ -17,7 +17,12 @@ html_show_sourcelink = False
 html_show_copyright = False
 html_last_updated_fmt = None
 html_baseurl = ""
-html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2}
+html_theme_options = {
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # the search stands above the contents already
+}
 pygments_style = "default"
 
 nb_execution_mode = "off"

@@ -1,5 +1,6 @@
 """The landing page and a page for each central claim, from the registry and the committed records alone."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -65,8 +66,16 @@ def _overview(central: Sequence[Claim]) -> Iterator[str]:
         yield f"\n## {name}\n"
         yield from (f"- [{_text(c.statement)}]({c.id}.md) `{c.id}`" for c in central if c.paper == paper)
     yield from ("\n```{toctree}", ":hidden:", "")
-    yield from (f"{claim.id.removeprefix('mge.').replace('mega.', 'MeGA ')} <{claim.id}>" for claim in central)
+    yield from (f"{_label(claim)} <{claim.id}>" for claim in central)
     yield "```"
+
+
+def _label(claim: Claim) -> str:
+    """Return a claim in a few words, as "MGE Fig. 5: decays"; "MGE: few shot" of a sentence."""
+    paper, place, what = claim.id.split(".", 2)
+    place = re.sub(r"(fig|table)(\d+)", lambda found: f" {found[1].capitalize()}. {found[2]}", place)
+    place = place.replace("Table.", "Table").replace("text", "")
+    return f"{scoreboard.PAPERS[paper]}{place}: {what.replace('_', ' ')}"
 
 
 def _page(
@@ -75,8 +84,10 @@ def _page(
     """Yield the lines of a claim's page; its figure is written beside it."""
     row = frame.loc[claim.id].to_dict()
     yield from (f"# {_text(claim.statement.rstrip('.'))}", "", f"{_badge(row['verdict'])} `{claim.id}`", "")
-    yield from _table(("", ""), _facts(claim, row, verdict))
-    yield from ("", _text(claim.notes), "", "## What was measured under each reading", "")
+    yield from ("```{list-table}", ":stub-columns: 1", "")
+    for name, what in _facts(claim, row, verdict):
+        yield f"* - {name}\n  - {what}"
+    yield from ("```", "", _text(claim.notes), "", "## What was measured under each reading", "")
     if verdict and verdict.readings:
         yield from _readings(folder, claim, verdict)
     else:
@@ -110,7 +121,7 @@ def _readings(folder: Path, claim: Claim, verdict: Verdict) -> Iterator[str]:
         low, high = ("?" if end is None else f"{end:.2f}" for end in (reading.low, reading.high))
         measured = f"{reading.estimate:.2f} [{low}, {high}]", str(reading.n)
         rows.append((_text(reading.name), "core" if reading.core else "open", *measured, _badge(reading.verdict)))
-    yield from _table(("reading", "", f"{_text(claim.unit)}", "n", "says"), rows)
+    yield from _table(("reading", "kind", _text(claim.unit), "n", "says"), rows)
 
 
 def _choices(claim: Claim) -> Iterator[str]:
