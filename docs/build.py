@@ -26,6 +26,7 @@ LINK = re.compile(r"\]\(([^)#:]+)[^):]*\)")  # to a file of the repository
 HEADING = re.compile(r"^#+ (.*)", re.MULTILINE)
 FIGURE = re.compile(r'figure\(\s*"(\w+)"')
 DEFINED = re.compile(r"^(?:def |(?=[A-Z_]+ = ))(\w+)", re.MULTILINE)
+TO_NOTEBOOK = re.compile(r'(href=\\"[\w/]+)\.ipynb(\\")')  # in tables, which Sphinx does not read
 LONG = 4  # lines of code that are folded
 APART = ("mgenb.cli",)  # told by the guide
 
@@ -75,7 +76,7 @@ def copy_linked(source: Path, name: str, text: str) -> None:
 
 def read_only(text: str) -> str:
     """Return a notebook for who reads: longer cells of code folded (the experiment is not), figures with a text."""
-    notebook = json.loads(text)
+    notebook = json.loads(TO_NOTEBOOK.sub(r"\1.html\2", text))
     heading = ""
     for cell in notebook["cells"]:
         content, about = "".join(cell["source"]), cell["metadata"]

@@ -36,10 +36,11 @@ class Page(HTMLParser):
 def faults(site: Path) -> list[str]:
     """Return one line for each fault of the pages in the folder `site`."""
     read = cache(Page)
-    lines = [line for path in sorted(site.rglob("*.html")) for line in _of_page(path, site, read)]
+    found = (path for path in site.rglob("*.html") if "_static" not in path.parts)  # there lie the theme's templates
+    lines = [line for path in sorted(found) for line in _of_page(path, site, read)]
     for path in sorted(site.rglob("*.css")):
-        found = IN_CSS.finditer(path.read_text(encoding="utf-8"))
-        lines += [f"{path.relative_to(site)}: loads {match[0]}" for match in found]
+        loads = IN_CSS.finditer(path.read_text(encoding="utf-8"))
+        lines += [f"{path.relative_to(site)}: loads {match[0]}" for match in loads]
     return lines
 
 
