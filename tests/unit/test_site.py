@@ -34,9 +34,13 @@ def links():
     return links
 
 
+QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+
+
 def seen(path):
-    """The words of a page, without its markup."""
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", path.read_text(encoding="utf-8"))).split())
+    """The words of a page, without its markup and with plain quotes."""
+    words = unescape(re.sub(r"<[^>]+>", " ", path.read_text(encoding="utf-8"))).split()
+    return " ".join(words).translate(QUOTES)
 
 
 def test_every_central_claim_has_its_page_with_verdict_number_and_figure(site):
