@@ -46,7 +46,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         demand(self, optimiser=("sgd", "adam"), schedule=("constant", "triangle"), precision=PRECISIONS)
-        demand(self, of="the recipe", rate=0.0, momentum=(0.0, 1.0), batch=1)
+        demand(self, of="the recipe", rate=0.0, momentum=(0.0, 1.0), batch=1, version=1)
 
 
 # MGE Table I names SGD at 0.01 and Adam at 0.001 with cross-entropy; batch and momentum are not stated

@@ -62,8 +62,10 @@ class Entry(NamedTuple):
 
 @contextmanager
 def reading(path: File) -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises into one MgenbError that names it."""
+    """Turn whatever a missing or damaged file, a pipe or a device raises into one MgenbError that names it."""
     try:
+        if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("only regular files are read")
         yield
     except Exception as error:  # gzip, zipfile, PIL, numpy and torchvision have a dozen kinds between them
         why = " ".join(str(error).split())
@@ -83,7 +85,10 @@ def _idx(path: Path, dims: int) -> np.ndarray:
     """Return a uint8 array with `dims` axes. torchvision's reader takes no .gz, and checks by `assert` alone."""
     path = path if path.exists() else path.with_suffix(".gz")
     with reading(path):
-        blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            blob = file.read(LARGEST_FILE + 1)
+        if len(blob) > LARGEST_FILE:
+            raise ValueError(f"above {LARGEST_FILE} bytes unpacked")
         magic, *shape = struct.unpack_from(f">{1 + dims}I", blob)
         if magic != 0x0800 + dims:
             raise ValueError(f"magic number {magic:#x} where idx has {0x0800 + dims:#x}")
@@ -109,6 +114,8 @@ def read_batches(folder: Path) -> Arrays:
 def read_npz(classes: tuple[str, ...], path: Path) -> Arrays:
     """Read a shipped sample of MNIST or Fashion-MNIST."""
     with reading(path), np.load(path) as file:
+        if max(member.file_size for member in file.zip.infolist()) > LARGEST_FILE:
+            raise ValueError(f"an array of it is above {LARGEST_FILE} bytes")
         arrays = {split: (file[f"x_{split}"][:, None], file[f"y_{split}"]) for split in ("train", "test")}
     return Arrays({split: _part(*pair, classes, path) for split, pair in arrays.items()}, classes)
 

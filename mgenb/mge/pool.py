@@ -240,7 +240,7 @@ class Pool(Dataset[nn.Module]):
         *lines, _ = file.read_bytes().split(b"\n") if file.exists() else [b""]
         for line in lines:
             intact = False
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 row = json.loads(line)
                 intact = row.pop("check") == self.check(row) and row["index"] == len(rows)
             if not intact:
