@@ -74,7 +74,7 @@ class Outcome:
         return "" if one else f"no sentence that says what to do: {self.value}"
 
 
-def begin(function: Callable[..., Any], *given: Any, folder: Path, how: How = How()) -> Outcome:  # noqa: B008
+def begin(function: Callable[..., Any], *given: Any, folder: Path, how: How = How()) -> Outcome:
     """Call `function(*given)` in a child whose cache is `folder/cache`; return how it ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill  # noqa: F401  # a child that imported it would take a second
+import papermill  # noqa: F401  # as `run` below: what children share need not be loaded by each
 import torch
 
 from mgenb import data, mega, mge, store, training
 from mgenb.cli import main as cli
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, execute, run, stage  # noqa: F401
+from mgenb.lab import execute, run  # noqa: F401
 from mgenb.mge import evolve, pool
 
 STEM = "03_importance_mask"
@@ -171,8 +171,8 @@ def committed(folder: Path) -> Results:
 
 
 def tidied(folder: Path) -> Results:
-    """What is committed once the next command has begun."""
-    stage.tidy(catalog.refreshing())
+    """What is committed once the next command has run."""
+    command("list")
     return committed(folder)
 
 
