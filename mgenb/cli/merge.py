@@ -53,7 +53,6 @@ def merge(
     from mgenb.mega import methods
 
     names = list(methods.METHODS) if method == "all" else [choose("method", method, [*methods.METHODS, "all"])]
-    store.refuse_taken(out)
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
     net = training.fresh(arch, images, seed)
@@ -63,13 +62,14 @@ def merge(
     parents = [store.file_hash(file) for file in (first, second)]
     settings |= {"train_limit": train_limit, "parents": parents, "versions": [nets.VERSIONS[arch], mega.VERSION]}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
+    saving = _free(out, settings)
     with workers(jobs, scheduler) as executor:
         results = _taken(_results(task, kept, executor))
     print(TRAINED_ON.format(len(task.val)))
     test = images.test.unseal(f"mgenb merge {method}")
     print(methods.compare(task, (str(first), str(second)), results, test).to_string())
-    _save(out, task, results, settings)
-    for file in kept.values():
+    _save(out, saving, task, results, settings)
+    for file in (*kept.values(), saving):
         file.unlink(missing_ok=True)
 
 
@@ -111,7 +111,20 @@ def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":
     return {name: result for name, result in found.items() if not isinstance(result, str)}
 
 
-def _save(out: Path, task: "Task", results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
+def _free(out: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the file that tells, while it is there, that `out` is being written; MgenbError where `out` is taken.
+
+    What the same command was writing when it was killed does not count.
+    """
+    from mgenb import store
+
+    saving = store.unfinished("merge-saving", {**settings, "out": str(out.absolute())})
+    if not saving.exists():
+        store.refuse_taken(out)
+    return saving
+
+
+def _save(out: Path, saving: Path, task: "Task", results: Mapping[str, "Result"], settings: Mapping[str, Any]) -> None:
     """Write the best merge on validation images, else the best single network, and say which it is."""
     from mgenb import store
     from mgenb.mega import methods
@@ -123,6 +136,7 @@ def _save(out: Path, task: "Task", results: Mapping[str, "Result"], settings: Ma
         print("an ensemble is two networks: there is no merged model to save")
         return
     kept = (merged or single)[0]
+    store.write_json(saving, settings)
     store.save_weights(out, results[kept].states[0], {**settings, "method": kept})
     best = "" if ranked[0] in merged else f"; best on validation is {ranked[0]}, which is no merge"
     print(f"{kept} is in {out}{best}")

@@ -16,11 +16,25 @@ TRIALS = [
     for damage in (*COUNTS, *ONCE, *file.edits)
     if not (file.owned and damage in ("flipped", "swapped"))
 ]
-UNCHECKED = dict[tuple[str, str], str]()
-CASES = [
-    pytest.param(*trial, marks=pytest.mark.xfail(reason=UNCHECKED[trial], strict=True) if trial in UNCHECKED else ())
-    for trial in TRIALS
-]
+# what is not found today, as it has no hash of its content: of random damage some may be found all the same
+UNCHECKED = {
+    "rows": {"flipped", "zeroed", "swapped"},
+    "rows' parts": {"flipped", "zeroed", "swapped", *kept.ROWS_EDITS},
+    "rows' arrays": {*COUNTS, *ONCE},
+    "part": {"flipped", "zeroed", "swapped", *kept.PART_EDITS} - {"base"},
+    "part's arrays": {*COUNTS, *ONCE},
+    "record": {"flipped", "zeroed", "swapped", *kept.RECORD_EDITS},
+    "journal": {"flipped", "cut", "zeroed", "emptied", *kept.JOURNAL_EDITS},
+}
+
+
+def mark(kind, damage):
+    """Return what is expected of a trial."""
+    unchecked = damage in UNCHECKED.get(kind, ())
+    return pytest.mark.xfail(reason="its content has no hash", strict=damage not in COUNTS) if unchecked else ()
+
+
+CASES = [pytest.param(*trial, marks=mark(*trial)) for trial in TRIALS]
 
 
 def damaged(content, other, damage, edits, chance):
