@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, get_type_hints
@@ -51,8 +52,9 @@ def demand(settings: object, of: str = "", **right: Iterable[str] | int | float 
 
 def check(name: str, value: object, least: float, most: float = math.inf) -> None:
     """Raise MgenbError unless `value` is a number from `least` to `most`; where `least` is an int, a whole number."""
-    kind, word = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
+    whole = isinstance(least, int)
+    kind, word, below = (Integral, "a whole number", math.inf) if whole else (Real, "a number", sys.float_info.max)
     number = isinstance(value, kind) and not isinstance(value, bool)
-    if not (number and least <= value <= most and value < math.inf):  # type: ignore[operator]
+    if not (number and least <= value <= most and value < below):  # type: ignore[operator]
         limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise MgenbError(f"{name} is {value!r}; right is {word} {limit}")

@@ -20,7 +20,7 @@ def no_sync(_: int) -> None:
 
 
 def no_locks(*_: Any) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 def full(place: Path) -> None:
@@ -153,7 +153,8 @@ def prepare(folder: Path) -> None:
 
 
 def enter(door: str, place: str, folder: Path) -> str:
-    """Write into a place by a door, and return that it went well."""
+    """Make a place an odd one and write there by a door; return that it went well."""
+    spoil(place, folder)
     DOORS[door](named(place, folder), folder)
     return "written"
 
@@ -172,8 +173,9 @@ def stage_lock_is_a_folder(folder: Path) -> None:
 
 
 def no_home(folder: Path) -> None:
-    for name in ("MGENB_CACHE", "XDG_CACHE_HOME", "HOME"):
+    for name in ("MGENB_CACHE", "XDG_CACHE_HOME"):
         os.environ.pop(name, None)
+    os.environ["HOME"] = "/dev/null"
     work.digits()
 
 
@@ -216,4 +218,5 @@ OTHERS: dict[str, Callable[[Path], None]] = {
     "a stage's lock that is a folder": stage_lock_is_a_folder,
     "a read-only checkout": in_a_read_only_checkout,
     "nobody's data": no_data_folder,
+    "no home": no_home,
 }

@@ -58,7 +58,7 @@ def fits(value, kind):
         return any(fits(value, one) for one in typing.get_args(kind))
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return number and (kind is int or math.isfinite(value))
+        return number and (kind is int or abs(value) < sys.float_info.max)
     return isinstance(value, kind)
 
 

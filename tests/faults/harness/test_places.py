@@ -37,7 +37,6 @@ def entered(function, *given, folder, place=""):
 def test_a_place_where_nothing_can_be_written_is_one_sentence(door, place, ready, tmp_path, record_property):
     folder = tmp_path / "folder"
     shutil.copytree(ready, folder)
-    places.spoil(place, folder)
     ended = entered(places.enter, door, place, folder, folder=folder, place=place)
     record_property("places", 1)
     assert not ended.unclear
@@ -55,12 +54,6 @@ def test_other_odd_places_are_one_sentence(other, ready, tmp_path, record_proper
     record_property("places", 1)
     assert (ended.how, ended.unclear) == ("refused", "")
     places.freed(folder)
-
-
-def test_without_a_home_and_a_cache_the_folder_of_the_user_is_taken_or_asked_for(ready, tmp_path, record_property):
-    ended = entered(places.no_home, tmp_path, folder=tmp_path)
-    record_property("places", 1)
-    assert not ended.unclear
 
 
 def test_a_complete_read_only_cache_works(tmp_path, record_property):
