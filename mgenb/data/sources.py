@@ -97,8 +97,14 @@ def named(name: str, folder: Path) -> str:
     Raises MgenbError for what is neither.
     """
     name = str(name)
-    own = folder / Path(name).expanduser()
-    if name in NAMES or not (own.exists() or own.suffix == ".zip" or os.sep in name):
+    if name in NAMES:
+        return name
+    try:
+        own = folder / Path(name).expanduser()
+        there = own.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, or nobody's home
+        raise MgenbError(f"dataset {name!r} cannot be looked for ({error}): give a name or an existing path") from error
+    if not (there or own.suffix == ".zip" or os.sep in name):
         return choose("dataset", name, NAMES)
     if not (own.is_dir() or (own.is_file() and own.suffix == ".zip")):
         wanted = f"a folder or .zip with {LAYOUT}, or one of {', '.join(NAMES)}"
@@ -108,7 +114,7 @@ def named(name: str, folder: Path) -> str:
 
 def _data_folder() -> Path | None:
     chosen = os.environ.get("MGENB_DATA")
-    folder = Path(chosen).expanduser() if chosen else None
+    folder = Path(os.path.expanduser(chosen)) if chosen else None  # Path's own fails where there is no such user
     if folder and not folder.is_dir():
         raise MgenbError(f"MGENB_DATA names {folder}, which is not a folder: correct it or leave it out")
     return folder

@@ -63,7 +63,7 @@ def in_turn(chosen: Iterable[Notebook]) -> list[Notebook]:
 
 def find(wanted: str) -> Notebook:
     """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
-    known = {notebook.stem: notebook for notebook in notebooks()}
+    wanted, known = str(wanted), {notebook.stem: notebook for notebook in notebooks()}
     for stem, notebook in known.items():
         if wanted.removesuffix(".ipynb") == stem or (wanted and wanted.zfill(2) == stem.split("_")[0]):
             return notebook

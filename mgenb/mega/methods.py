@@ -155,10 +155,11 @@ def _read(file: Path) -> State:
         if not file.is_file():
             raise ValueError("only regular files are read")
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        return {str(name): tensor.detach() for name, tensor in state.items()}
+        state = {str(name): tensor.detach() for name, tensor in state.items()}
     except Exception as error:  # whatever no file, a damaged zip, pickle or header raises
         right = "right is safetensors, or what torch.save wrote of one"
         raise MgenbError(f"{file} is no file that holds a state_dict; {right}") from error
+    return store.usable(state, str(file))
 
 
 def _best(task: Task, states: Iterable[State]) -> Result:

@@ -91,7 +91,7 @@ FUNCTIONS = {
     "derive": (seeds.derive, (), {"seed": 0}),
     "device": (devices.device, (), {"name": "cpu"}),
     "find": (catalog.find, (), {"wanted": "03"}),
-    "proportion": (stats.proportion, (), {"successes": 1, "trials": 3}),
+    "proportion": (stats.proportion, (), {"k": 1, "n": 3}),
     "holm": (lambda p: stats.holm([0.1, p]), (), {"p": 0.2}),
     "named": (lambda name: data.named(name, work.Path.cwd()), (), {"name": "mnist"}),
     "usable": (lambda weight: store.usable({"a.weight": weight}), (), {"weight": torch.ones(2)}),
