@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from numpy.random import default_rng
 from safetensors.torch import save_file
@@ -34,7 +35,7 @@ Edit = Callable[[Any], None]
 class Kept:
     """One kind of file: `pattern` finds it below the folder in which `make(folder, seed)` works."""
 
-    make: Callable[[Path, int], None]
+    make: Callable[[Path, int], object]
     pattern: str
     read: Callable[[Path], Any]
     edits: Mapping[str, Edit] = field(default_factory=dict)
@@ -180,12 +181,10 @@ def make_journal(folder: Path, seed: int) -> None:
     held.mkdir(parents=True)
     for name in ("a.png", "b.png"):
         (held / f"{work.STEM}-{name}").write_text(f"new {seed}")
-    stage.finish, finish = lambda _: None, stage.finish  # type: ignore[assignment]
-    places = {
-        f"{work.STEM}-{name}": folder / "figures" / "quick" / f"{work.STEM}-{name}" for name in ("a.png", "b.png")
-    }
-    stage.move_out(held, places, [folder / "figures" / "quick" / f"{work.STEM}-gone.png"])
-    stage.finish = finish
+    figures, names = folder / "figures" / "quick", [f"{work.STEM}-{name}" for name in ("a.png", "b.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "finish", lambda _: None)
+        stage.move_out(held, {name: figures / name for name in names}, [figures / f"{work.STEM}-gone.png"])
 
 
 def read_journal(folder: Path) -> Any:

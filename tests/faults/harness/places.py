@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mgenb import data, mge, store, training
 from mgenb.lab import execute
 from mgenb.measure import speed
@@ -25,12 +27,12 @@ def no_locks(*_: Any) -> None:
 
 def full(place: Path) -> None:
     """A disk is full once something is flushed to it."""
-    os.fsync = no_sync
+    pytest.MonkeyPatch().setattr(os, "fsync", no_sync)
 
 
 def without_locks(place: Path) -> None:
     """A file system without locks, as some networks have it."""
-    fcntl.flock = no_locks  # type: ignore[assignment]
+    pytest.MonkeyPatch().setattr(fcntl, "flock", no_locks)
 
 
 def a_file(place: Path) -> None:

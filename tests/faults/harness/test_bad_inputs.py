@@ -8,7 +8,10 @@ import subprocess
 import sys
 import types
 import typing
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +88,7 @@ def digits(**limits):
     return data.load(**{"name": "mnist", "source": "samples", **limits})
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Iterable[str], dict[str, Any]]] = {
     "load": (digits, {"name", "source", "seed", "val_fraction", "train_limit", "val_limit", "test_limit"}, {}),
     "build": (nets.build, (), {"arch": "lenet", "channels": 1, "size": 28, "classes": 10}),
     "derive": (seeds.derive, (), {"seed": 0}),
@@ -93,7 +96,7 @@ FUNCTIONS = {
     "find": (catalog.find, (), {"wanted": "03"}),
     "proportion": (stats.proportion, (), {"k": 1, "n": 3}),
     "holm": (lambda p: stats.holm([0.1, p]), (), {"p": 0.2}),
-    "named": (lambda name: data.named(name, work.Path.cwd()), (), {"name": "mnist"}),
+    "named": (lambda name: data.named(name, Path.cwd()), (), {"name": "mnist"}),
     "usable": (lambda weight: store.usable({"a.weight": weight}), (), {"weight": torch.ones(2)}),
     "generate": (lambda **own: mge.generate(work.made_up(0), mge.Settings(**own), 0), ("t", "z", "share", "part"), {}),
 }
@@ -248,7 +251,12 @@ def test_checkpoints_of_any_kind_are_merged_or_refused(kind, checkout, monkeypat
     assert (code == 0) == (kind == "half"), err
 
 
-LINES = [["run", ""], ["run", b"\xff\xfe"], ["merge", "folder", "loop", *MERGE], ["pool", "verify", "deep.json"]]
+LINES: list[list[Any]] = [
+    ["run", ""],
+    ["run", b"\xff\xfe"],
+    ["merge", "folder", "loop", *MERGE],
+    ["pool", "verify", "deep.json"],
+]
 
 
 @pytest.mark.parametrize("words", LINES if WHOLE else LINES[1:2], ids=str)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def run(number, folder, moment=0.0):
     given = [word for pair in GIVEN[number] for word in ("-p", pair)]
     words = [sys.executable, "-m", "mgenb.cli", "run", number, "--out", str(folder / "out"), *given]
     environment = {**os.environ, "MGENB_CACHE": str(folder / "cache")}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     process = subprocess.Popen(words, **quiet, start_new_session=True)
     if moment:
         time.sleep(moment)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 WHOLE = os.environ.get("MGENB_FAULTS") == "whole"  # `make faults`; else the fixed part that `make test` runs
 REMEDIES = r"delete|again|anew|replace|restore|another|choose|give|right (is|are)|expected|goes on|wait|update"
 SENTENCE = re.compile(REMEDIES)
@@ -132,6 +134,7 @@ def _settle(folder: str, how: How) -> None:
     import torch
 
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True  # its first writes would be counted, and later children have none of them
     os.umask(0o022)
     usual = {"MGENB_CACHE": f"{folder}/cache", "MGENB_DATA": None, "MGENB_OUT": None, "MGENB_JOBS": None}
     for name, value in {**usual, "MGENB_ANALYSE": None, "TQDM_DISABLE": "1", **how.environment}.items():
@@ -176,5 +179,5 @@ def _watch(how: How, seen: list[int], started: list[str]) -> None:
         write()
         fsync(descriptor)
 
-    os.fsync = synced
+    pytest.MonkeyPatch().setattr(os, "fsync", synced)
     sys.addaudithook(hook)

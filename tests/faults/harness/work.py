@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def project_to_run(folder: Path) -> None:
     project(folder, RUN, EXPERIMENT)
 
 
-WORKS = {
+WORKS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Results]]] = {
     "training": (nothing_at_all, train),
     "pool": (nothing_at_all, make_pool),
     "merge": (parents, merge),
