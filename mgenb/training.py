@@ -249,6 +249,7 @@ def trained(
     """
     settings = _settings(arch, dataset, recipe, epochs, seed)
     path, net, name = _file(settings), fresh(arch, dataset, seed), f"{arch} on {dataset.name}, seed {seed}"
+    checkpoint = path.with_suffix(".checkpoint")
     with store.lock(path):
         if there := _there(settings, retrain):
             state, whence = there
@@ -256,11 +257,10 @@ def trained(
             if not os.environ.get(QUIET):
                 print(f"{name}: {whence}", file=sys.stderr)
         else:
-            checkpoint = path.with_suffix(".checkpoint")
             own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
             _keep(net, settings, losses)
-            checkpoint.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)  # also that of a process that was killed just before
     return net.eval()
 
 
