@@ -82,13 +82,11 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
     MgenbError when `out` holds another pool, when too few are accepted, or when it cannot be written; the rows stay.
     """
     place = devices.device(device)
-    own = (".", BASE, MANIFEST)  # how names begin in a folder whose pool was killed before its header
-    known = (out / HEADER).exists() or not out.exists()
-    if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
-        raise MgenbError(f"{out} is there and is no pool; choose another --out")
     limits: dict[str, Any] = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
-    dataset = data.load(plan.dataset, source="samples" if plan.samples else "auto", seed=plan.seed, **limits).to(place)
     try:
+        _refuse_foreign(out)
+        source = "samples" if plan.samples else "auto"
+        dataset = data.load(plan.dataset, source=source, seed=plan.seed, **limits).to(place)
         with store.lock(out / MANIFEST):
             _prepare(plan, out, dataset)
             _grow(Pool(out, partial=True), dataset.val, executor)
@@ -96,6 +94,14 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
         kept = "all models made so far are kept, and the same command goes on once that is mended"
         raise MgenbError(f"could not write {out}: {error.strerror or error}; {kept}") from error
     return Pool(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise MgenbError unless `out` is a pool, one that was killed before its header, or not there."""
+    own = (".", BASE, MANIFEST)  # how names begin in it
+    known = (out / HEADER).exists() or not out.exists()
+    if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
+        raise MgenbError(f"{out} is there and is no pool; choose another --out")
 
 
 def _prepare(plan: Plan, out: Path, dataset: data.Dataset) -> None:

@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 WHOLE = os.environ.get("MGENB_FAULTS") == "whole"  # `make faults`; else the fixed part that `make test` runs
-REMEDIES = r"delete|again|anew|replace|restore|another|choose|give|right (is|are)|expected|goes on|wait|update"
+REMEDIES = (
+    r"delete|again|anew|replace|restore|another|choose|correct it|give|right (is|are)|expected|goes on|wait|update"
+)
 SENTENCE = re.compile(REMEDIES)
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "socket.connect")
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
