@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from mgenb import store
 from mgenb.errors import MgenbError
 
-VERSION = 1  # raise it when decoding changes: it is part of the cache's keys
+VERSION = 2  # raise it when decoding changes: it is part of the cache's keys
 LAYOUT = "train/<class>/<image>, test/<class>/<image> and, if you have one, val/<class>/<image>"
 SPLITS = ("train", "val", "test")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
@@ -284,15 +284,15 @@ def _write_cache(file: Path, arrays: Arrays) -> None:
     parts = arrays.parts.items()
     stored = {f"{s} {field}": np.ascontiguousarray(v) for s, part in parts for field, v in part._asdict().items()}
     about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": _digest(arrays), "splits": [*arrays.parts]}
-    store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about)}))
+    store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about), "key": file.stem}))
 
 
 def _read_cache(file: Path) -> tuple[Arrays, str]:
     with safe_open(file, "pt") as cache:  # maps the file, where "numpy" would read all of it
-        about, parts = json.loads(cache.metadata()["about"]), {}
+        about, key, parts = json.loads(cache.metadata()["about"]), cache.metadata()["key"], {}
         for split in about["splits"]:
             parts[split] = Part(*(cache.get_tensor(f"{split} {field}").numpy() for field in Part._fields))
     arrays = Arrays(parts, tuple(about["classes"]), about["jpeg"])
-    if _digest(arrays) != about["digest"]:
-        raise ValueError("their checksum is another one")
+    if (_digest(arrays), file.stem) != (about["digest"], key):
+        raise ValueError("their checksum or key is another one")
     return arrays, about["digest"]

@@ -83,10 +83,10 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
     """
     place = devices.device(device)
     limits: dict[str, Any] = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
+    limits |= {"source": "samples" if plan.samples else "auto", "seed": plan.seed}
     try:
         _refuse_foreign(out)
-        source = "samples" if plan.samples else "auto"
-        dataset = data.load(plan.dataset, source=source, seed=plan.seed, **limits).to(place)
+        dataset = data.load(plan.dataset, **limits).to(place)
         with store.lock(out / MANIFEST):
             _prepare(plan, out, dataset)
             _grow(Pool(out, partial=True), dataset.val, executor)
