@@ -28,7 +28,7 @@ from tests.faults.harness import work
 from tests.faults.harness.trials import WHOLE
 
 TIMES = 25 if WHOLE else 8  # examples of each class, function and command
-SETTINGS = {
+SETTINGS: dict[type, dict[str, Any]] = {
     mge.Settings: {},
     mega.Settings: {},
     evolve.Settings: {},

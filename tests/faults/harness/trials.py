@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def _ended(child: Any, pipe: Any, how: How, began: float) -> Outcome:
         child.join(5)
         ended = {-signal.SIGKILL: "killed", -signal.SIGXFSZ: "killed", -signal.SIGXCPU: "late"}
         return Outcome(ended.get(child.exitcode, "broken"), f"exit code {child.exitcode}", seconds=seconds)
-    return Outcome(*said, seconds=seconds)
+    return replace(Outcome(*said), seconds=seconds)
 
 
 def _child(pipe: Any, function: Callable[..., Any], given: tuple[Any, ...], folder: str, how: How) -> None:

@@ -41,13 +41,13 @@ def command(*words: str) -> None:
     try:
         cli.main()
     except SystemExit as ended:
-        said = sys.stderr.getvalue().strip().splitlines()  # type: ignore[attr-defined]
+        said = sys.stderr.getvalue().strip().splitlines()
         if ended.code:
             raise MgenbError(said[-1] if said else f"exit code {ended.code}") from None
 
 
-def digits(**limits: int) -> data.Dataset:
-    return data.load("mnist", source="samples", **({"train_limit": 200, "val_limit": 60, "test_limit": 60} | limits))
+def digits(**limits: Any) -> data.Dataset:
+    return data.load("mnist", source="samples", **{"train_limit": 200, "val_limit": 60, "test_limit": 60, **limits})
 
 
 def train(folder: Path) -> Results:
