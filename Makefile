@@ -6,7 +6,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN || echo 1)
 OUT ?= runs/gpu
 CHECKED := runs/checked
 
-.PHONY: install run test slow bench gpu lab site
+.PHONY: install run test slow faults bench gpu lab site
 
 install: .venv/.installed
 
@@ -36,6 +36,10 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest tests -m slow
+
+# some hundred kills, corruptions, bad inputs, odd places and crafted files; `make test` has a fixed part of them
+faults: install
+	MGENB_FAULTS=whole $(BIN)/python -m pytest tests/faults/harness -n auto --dist worksteal
 
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds

@@ -4,8 +4,10 @@
 BatchNorm statistics are computed anew, and no others.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mgenb import mega, stats
+from mgenb import mega, stats, store
 from mgenb.data import Split, refuse_test
 from mgenb.devices import one_thread
 from mgenb.errors import MgenbError
@@ -141,12 +143,19 @@ def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
 
 
 def _read(file: Path) -> State:
+    beside = file.with_suffix(".json")
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it need not be one that mgenb wrote
+        if json.loads(beside.read_text(encoding="utf-8"))["sha256"] != store.file_hash(file):
+            raise MgenbError(f"{file} is damaged or not the file of {beside}: replace it, or delete {beside}")
     try:
+        if not file.is_file():
+            raise ValueError("only regular files are read")
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        return {str(name): tensor.detach() for name, tensor in state.items()}
+        state = {str(name): tensor.detach() for name, tensor in state.items()}
     except Exception as error:  # whatever no file, a damaged zip, pickle or header raises
         right = "right is safetensors, or what torch.save wrote of one"
         raise MgenbError(f"{file} is no file that holds a state_dict; {right}") from error
+    return store.usable(state, str(file))
 
 
 def _best(task: Task, states: Iterable[State]) -> Result:

@@ -163,16 +163,6 @@ def test_a_checkpoint_that_does_not_fit_is_named_by_its_key(files, lenet, small,
         methods.read_pair((files[0], broken), lenet)
 
 
-def test_a_pickle_with_code_is_not_run(tmp_path, lenet):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("run!",))
-
-    torch.save({"net.fc1.weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(MgenbError, match="is no file that holds a state_dict"):
-        methods.read_pair((tmp_path / "evil.pt",) * 2, lenet)
-
-
 def test_the_bare_architecture_takes_the_scaling_of_the_other_file(files, lenet, small):
     own, other = lenet.state_dict(), training.fresh("lenet", small, 0)
     mean = other.get_buffer("normalise.mean")
