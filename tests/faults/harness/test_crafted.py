@@ -7,18 +7,9 @@ from tests.faults.harness.trials import WHOLE, How
 
 LIMITS = How(room=4.0, cpu=30, late=300)  # address space is no memory: maps and stacks count too
 PART = [case for number, case in enumerate(crafted.CASES) if WHOLE or number % 4 == 0]
-DEEP = ("record, deep", "parts, deep", "pool's header, deep", "model's settings, deep")
-ENDLESS = ("pool's header, zero", "model's settings, fifo", "model, zero")  # which would take all of the limits
 
 
-def mark(case):
-    """Return what is expected of a trial."""
-    if case in ENDLESS:
-        return pytest.mark.xfail(reason="pipes and devices are read", run=False)
-    return pytest.mark.xfail(reason="a RecursionError, not one sentence", strict=True) if case in DEEP else ()
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, marks=mark(case)) for case in PART])
+@pytest.mark.parametrize("case", PART)
 def test_a_crafted_file_is_refused_and_runs_nothing(case, tmp_path, record_property):
     made = trials.begin(crafted.make, case, tmp_path, folder=tmp_path)  # what costs much to make is made apart
     assert made.how == "done", made

@@ -10,19 +10,6 @@ from tests.faults.harness.trials import WHOLE, How
 PAIRS = [(door, place) for door in places.DOORS for place in places.PLACES]
 # of each door two places, of each place some door: the fixed part
 PART = [pair for number, pair in enumerate(PAIRS) if WHOLE or number % 11 in (0, 5)]
-UNMENDED = {(door, "nobody's home") for door in places.DOORS if door.startswith("cache")}
-UNMENDED |= {(f"--out of {command}", "a long name") for command in ("merge", "export")}
-UNMENDED |= {("--out of export", "a file"), ("--out of run", "full")}
-UNMENDED |= {("cache", "a lock that is a folder")}
-
-
-def mark(door, place):
-    """Return what is expected of a trial."""
-    if place == "without locks":  # a lock file that lies there is taken for a lock that is held, for ever
-        return pytest.mark.xfail(reason="waits without a word", run=False)
-    return (
-        pytest.mark.xfail(reason="not one sentence with its remedy", strict=True) if (door, place) in UNMENDED else ()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +26,7 @@ def entered(function, *given, folder, place=""):
     return trials.begin(function, *given, folder=folder, how=how)
 
 
-@pytest.mark.parametrize(("door", "place"), [pytest.param(*pair, marks=mark(*pair)) for pair in PART])
+@pytest.mark.parametrize(("door", "place"), PART)
 def test_a_place_where_nothing_can_be_written_is_one_sentence(door, place, ready, tmp_path, record_property):
     folder = tmp_path / "folder"
     shutil.copytree(ready, folder)
@@ -52,7 +39,7 @@ def test_a_place_where_nothing_can_be_written_is_one_sentence(door, place, ready
     places.freed(folder)
 
 
-@pytest.mark.parametrize("other", [pytest.param(other, marks=mark("cache", other)) for other in places.OTHERS])
+@pytest.mark.parametrize("other", places.OTHERS)
 def test_other_odd_places_are_one_sentence(other, ready, tmp_path, record_property):
     folder = tmp_path / "folder"
     shutil.copytree(ready, folder)
@@ -62,7 +49,6 @@ def test_other_odd_places_are_one_sentence(other, ready, tmp_path, record_proper
     places.freed(folder)
 
 
-@pytest.mark.xfail(reason="its locks are opened for writing", strict=True)
 def test_a_complete_read_only_cache_works(tmp_path, record_property):
     made = trials.begin(places.make_complete, tmp_path, folder=tmp_path)
     assert made.how == "done", made
