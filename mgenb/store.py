@@ -64,7 +64,8 @@ def _wrong_with(name: str, tensor: object) -> str:
 
 def cache_dir() -> Path:
     """Return the cache folder: `MGENB_CACHE`, else `$XDG_CACHE_HOME/mgenb`, else `~/.cache/mgenb`."""
-    return at_home(os.environ.get("MGENB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mgenb"))
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mgenb")
+    return at_home(os.environ.get("MGENB_CACHE") or usual, " in MGENB_CACHE")
 
 
 def tensor_hash(state: State, names: Iterable[str]) -> str:
@@ -88,8 +89,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk under torch, safetensors
         raise _cannot_write(path, error) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _forget(path: Path) -> None:
@@ -138,7 +139,7 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
 
     Raises MgenbError for a damaged file, and for one that was written under another key.
     """
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):  # False for a name that is too long, where Path's own fails
         return None
     try:
         content = path.read_bytes()
@@ -162,7 +163,7 @@ def lock(path: Path) -> Iterator[None]:
     Where nothing can be written nothing is locked either: what is there can be read. Raises MgenbError for a lock that
     cannot be had for another reason.
     """
-    held = FileLock(path.with_name(path.name + ".lock"))
+    held = FileLock(path.with_name(path.name + ".lock"), fallback_to_soft=False)  # a soft one may be held for ever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -204,7 +205,11 @@ def save_new(path: Path, state: State, settings: Mapping[str, Any]) -> None:
 
 def refuse_taken(path: Path) -> None:
     """Raise MgenbError unless `path` is a new name for what `save_weights` writes, or was left by a killed one."""
-    if path.suffix != ".safetensors" or path.exists() or (path.with_suffix(".json").exists() and not _left(path)):
+    try:
+        taken = path.exists() or (path.with_suffix(".json").exists() and not _left(path))
+    except OSError as error:  # a name that is too long
+        raise _cannot_write(path, error) from error
+    if path.suffix != ".safetensors" or taken:
         raise MgenbError(f"{path} exists or does not end in .safetensors; right is a new name like model.safetensors")
 
 

@@ -82,11 +82,18 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     texts, jobs = _pairs(given), list[Job]()
     for notebook in chosen:
         values, changed = _checked(notebook, profile, texts)
-        folder = at_home(out or catalog.output_dir(profile, changed)).resolve()
+        folder = _resolved(at_home(out or catalog.output_dir(profile, changed)))
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
         jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **values}, folder))
     return jobs
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise MgenbError(f"{folder} is a link that leads back to itself: give another --out") from error
 
 
 def _checked(notebook: catalog.Notebook, profile: str, texts: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
@@ -174,6 +181,8 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environ
         except papermill.PapermillExecutionError as error:
             longest = None if error.ename == MgenbError.__name__ else LONGEST_MESSAGE  # what to do stands at its end
             return f"{error.ename}: {textwrap.shorten(error.evalue, longest or sys.maxsize, placeholder='...')}"
+        except OSError as error:  # a disk that is full
+            return f"cannot write in {folder.parent}: {error.strerror}; choose another --out"
         except DeadKernelError:
             return "DeadKernelError: its process was killed, most often for want of memory"
     return ""
