@@ -151,7 +151,10 @@ def execute(job: Job) -> Outcome:
             path.replace(job.stage / path.parent.name / path.name)
         print(f"{job} (about {job.notebook.cost[job.parameters['profile']]}) ...", file=sys.stderr)
         began = time.monotonic()
-        error = _execute_in(job.stage, job.path, job.parameters, job.environment)
+        try:
+            error = _execute_in(job.stage, job.path, job.parameters, job.environment)
+        except OSError as full:
+            error = f"cannot write in {job.out}: {full.strerror}; choose another --out"
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)
@@ -181,8 +184,6 @@ def _execute_in(folder: Path, path: Path, parameters: Mapping[str, Any], environ
         except papermill.PapermillExecutionError as error:
             longest = None if error.ename == MgenbError.__name__ else LONGEST_MESSAGE  # what to do stands at its end
             return f"{error.ename}: {textwrap.shorten(error.evalue, longest or sys.maxsize, placeholder='...')}"
-        except OSError as error:  # a disk that is full
-            return f"cannot write in {folder.parent}: {error.strerror}; choose another --out"
         except DeadKernelError:
             return "DeadKernelError: its process was killed, most often for want of memory"
     return ""
