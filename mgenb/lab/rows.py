@@ -13,6 +13,7 @@ Two runs on one machine write the same CSV to the byte: what differs from run to
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
@@ -137,6 +138,13 @@ def keep(file: Path, stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     write_json(file, digest.sealed(stored), sort_keys=False)  # their order is that of the columns
 
 
+def forget(folder: Path) -> None:
+    """Delete kept parts, their rows first: killed in between, none is there without its arrays."""
+    for file in folder.glob("*.json"):
+        file.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def save_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
     """Write arrays of numbers or texts as .npz; MgenbError for others."""
     if bad := next((name for name, array in arrays.items() if array.dtype.hasobject), None):
@@ -257,7 +265,7 @@ def _read_part(file: Path) -> dict[str, Any]:
 
 def _check(file: Path, known: Mapping[str, Any]) -> None:
     if not file.is_file() or digest.file_hash(file) != known["files"][file.suffix]:
-        raise MgenbError(f"{file} is not what was written there (its checksum says so): delete it and measure again")
+        raise MgenbError(f"{file} is not what was written there: delete {file.stem}.* and measure again")
 
 
 def _check_weights(path: Path, parts: pd.DataFrame) -> None:

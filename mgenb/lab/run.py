@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -282,7 +281,7 @@ class Run:
         record = record_of(self)
         store.write_json(path, record.to_json())
         if self.profile == "quick":  # which always computes; what a killed run left was for this one
-            shutil.rmtree(self._parts, ignore_errors=True)
+            rows.forget(self._parts)
         print(f"record {path.name}: {len(record.claims)} verdicts, {len(record.figures)} figures")
         if "MGENB_OUT" not in os.environ:  # else who set it says where results are in the end
             print(f"written to {path.parent}", file=sys.stderr)

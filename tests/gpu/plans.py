@@ -100,7 +100,7 @@ def _stored(planned: Plan, folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def _place(part: dict[str, Any]) -> tuple[Any, ...]:
-    return part["dataset"], part["arch"], part["base"]
+    return part["dataset"], part["arch"], next(part[of] for of in experiment.NUMBERED if of in part)
 
 
 def there(profile: str, folder: Path) -> set[tuple[str, int]]:

@@ -175,7 +175,7 @@ def edited(folder, old, new, name=f"{STEM}.csv"):
 )
 def test_what_was_changed_after_it_was_written_is_refused(tmp_path, name, old, new):
     measure(tmp_path)
-    with pytest.raises(MgenbError, match=f"{name}.*checksum says so.*delete it"):
+    with pytest.raises(MgenbError, match=f"{name} (was changed|is not what was written).*delete "):
         rows.read(edited(tmp_path, old, new, name))
 
 
@@ -190,6 +190,22 @@ def test_arrays_that_were_changed_are_refused_and_left_over_ones_ignored(tmp_pat
     measure(tmp_path / "other", function=lambda part: [{"a": 1}])
     (tmp_path / "other" / npz.name).write_bytes(whole)
     assert not rows.read(tmp_path / "other" / csv.name).arrays
+
+
+def killed(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_kill_while_parts_are_deleted_leaves_none_without_its_arrays(tmp_path, monkeypatch):
+    def both(part):
+        return [{"a": part["base"]}], {"b": np.ones(3)}
+
+    measure(tmp_path, function=both)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        rows.forget(tmp_path / f"{STEM}.parts")
+    assert len(list((tmp_path / f"{STEM}.parts").glob("*.npz"))) == 4
+    assert len(measure(tmp_path, function=both).parts) == 4
 
 
 def test_kept_parts_that_were_changed_or_swapped_are_refused(tmp_path):
