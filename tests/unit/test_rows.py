@@ -192,7 +192,7 @@ def test_arrays_that_were_changed_are_refused_and_left_over_ones_ignored(tmp_pat
     assert not rows.read(tmp_path / "other" / csv.name).arrays
 
 
-def killed(*_, **__):
+def stopped(*_, **__):
     raise KeyboardInterrupt
 
 
@@ -201,9 +201,10 @@ def test_a_kill_while_parts_are_deleted_leaves_none_without_its_arrays(tmp_path,
         return [{"a": part["base"]}], {"b": np.ones(3)}
 
     measure(tmp_path, function=both)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shutil.rmtree", killed)
-        rows.forget(tmp_path / f"{STEM}.parts")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            rows.forget(tmp_path / f"{STEM}.parts")
     assert len(list((tmp_path / f"{STEM}.parts").glob("*.npz"))) == 4
     assert len(measure(tmp_path, function=both).parts) == 4
 
