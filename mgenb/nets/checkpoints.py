@@ -78,10 +78,6 @@ class _Place:
     tensors: State
     names: Mapping[str, str]
 
-    @property
-    def label(self) -> str:
-        return ".".join([*self.wrappers, self.prefix])
-
 
 def read(file: Path, net: nn.Module) -> Checkpoint:
     """Return the network in a checkpoint, for `net` from `factory.build` or `nets.build`, or any other network.
@@ -92,13 +88,15 @@ def read(file: Path, net: nn.Module) -> Checkpoint:
     """
     content, metadata = _content(file)
     own = net.state_dict()
-    place, others = _found(file, content, own)
+    place = _found(file, content, own)
     _check(file, place, own)
-    state = {name: _as(own[name], place.tensors[key]) for key, name in place.names.items()}
-    fresh = {name: own[name].clone() for name in own if name not in state and name.endswith(COUNTER)}
+    # of the network's type and on its device, each with memory of its own
+    taken = {name: place.tensors[key].to(own[name]) for key, name in place.names.items()}
+    taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in taken.items()}
+    fresh = {name: own[name].clone() for name in own if name not in taken and name.endswith(COUNTER)}
     return Checkpoint(
-        state={name: {**fresh, **state}[name] for name in own if name in state or name in fresh},
-        said=tuple(f"{file}: {sentence}" for sentence in _said(place, others, own, bool(fresh))),
+        state={name: (taken | fresh)[name] for name in own if name in taken or name in fresh},
+        said=tuple(f"{file}: {sentence}" for sentence in _said(place, own, bool(fresh))),
         names=place.names,
         types={key: tensor.dtype for key, tensor in place.tensors.items()},
         rest={key: tensor.clone() for key, tensor in place.tensors.items() if key not in place.names},
@@ -186,20 +184,16 @@ def _sharded(index: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
     return {key: tensor for content, _ in contents for key, tensor in content.items()}, contents[0][1]
 
 
-def _found(file: Path, content: Mapping[str, Any], own: State) -> tuple[_Place, list[_Place]]:
-    """Return where most of the network's names stand in a file, and the other places that have as many."""
-    ours = {_plain(name): name for name in own}
-    bare = {_plain(name.removeprefix(NET)): name for name in own if name.startswith(NET)}
-    namings = [ours, bare] if any(name.startswith(NORMALISE) for name in own) else [ours]
-    tables = list(_tables(content))
-    if not tables:
+def _found(file: Path, content: Mapping[str, Any], own: State) -> _Place:
+    """Return where most of the network's names stand in a file."""
+    namings = [{_plain(name): name for name in own}]
+    if any(name.startswith(NORMALISE) for name in own):  # what is read may be the architecture alone
+        namings += [{_plain(name.removeprefix(NET)): name for name in own if name.startswith(NET)}]
+    places = [_place(path, table, naming) for path, table in _tables(content) for naming in namings]
+    if not places:
         keys = f"; it has {_some([str(key) for key in content])}" if content else ""
         raise MgenbError(f"{file} holds no tensors by name{keys}: {RIGHT}")
-    places = [place for path, table in tables for naming in namings for place in _places(path, table, naming)]
-    places.sort(key=lambda place: (-len(place.names), AVERAGE in place.label))
-    best, *others = places or [_Place(*max(((p, "", t, {}) for p, t in tables), key=lambda place: len(place[2])))]
-    full = {place.label: place for place in others if len(place.names) == len(best.names)}
-    return best, [place for label, place in full.items() if label != best.label and place.tensors is not best.tensors]
+    return max(places, key=lambda place: (len(place.names), AVERAGE not in str(place.wrappers), len(place.tensors)))
 
 
 def _tables(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -217,25 +211,25 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in INSERTED)
 
 
-def _places(path: tuple[str, ...], tensors: State, naming: Mapping[str, str]) -> Iterator[_Place]:
-    """Yield the places in one dict, one for the commonest prefix."""
-    ends = [(key, *_ends(key)) for key in tensors]
-    votes = Counter(prefix for _, *pairs in ends for prefix, end in pairs if end in naming)
-    if votes:
-        prefix = max(votes, key=lambda prefix: (votes[prefix], AVERAGE not in prefix))
-        names: dict[str, str] = {}
-        for key, *pairs in ends:
-            name = naming.get(dict(pairs).get(prefix, ""))
-            if name and name not in names.values():
-                names[key] = name
-        yield _Place(path, prefix, tensors, names)
+def _place(path: tuple[str, ...], tensors: State, naming: Mapping[str, str]) -> _Place:
+    """Return the place in one dict, by the prefix under which most names stand."""
+    ends = {key: dict(_ends(key)) for key in tensors}
+    votes = Counter(prefix for cuts in ends.values() for prefix, end in cuts.items() if end in naming)
+    prefix = max(votes, key=lambda prefix: (votes[prefix], AVERAGE not in prefix), default="")
+    names: dict[str, str] = {}
+    for key, cuts in ends.items():
+        name = naming.get(cuts.get(prefix, ""))
+        if name and name not in names.values():
+            names[key] = name
+    return _Place(path, prefix, tensors, names)
 
 
-def _ends(key: str) -> list[tuple[str, str]]:
-    """Return each way to cut a key into a prefix and a name."""
+def _ends(key: str) -> Iterator[tuple[str, str]]:
+    """Yield each way to cut a key into a prefix and a name."""
     parts = key.split(".")
-    cuts = [cut for cut, part in enumerate(parts) if part not in INSERTED]
-    return [("".join(f"{part}." for part in parts[:cut]), _plain(".".join(parts[cut:]))) for cut in cuts]
+    for cut, part in enumerate(parts):
+        if part not in INSERTED:
+            yield "".join(f"{before}." for before in parts[:cut]), _plain(".".join(parts[cut:]))
 
 
 def _check(file: Path, place: _Place, own: State) -> None:
@@ -244,33 +238,28 @@ def _check(file: Path, place: _Place, own: State) -> None:
     scaled = any(name.startswith(NORMALISE) for name in taken)
     lacking = [n for n in own if n not in taken and not n.endswith(COUNTER) and (scaled or not n.startswith(NORMALISE))]
     outside = [key for key in place.tensors if key not in place.names and (lacking or key.startswith(place.prefix))]
-    nothing = f"of its keys {_some(outside)} fit nothing" if outside else ""
-    lacks = f"it lacks {_some(lacking)} of the network" if lacking else ""
-    if nothing or lacks:
-        raise MgenbError(f"{file} does not fit the network: {' and '.join(filter(None, (nothing, lacks)))}")
+    wrong = [f"of its keys {_some(outside)} fit nothing"] if outside else []
+    wrong += [f"it lacks {_some(lacking)} of the network"] if lacking else []
+    if wrong:
+        raise MgenbError(f"{file} does not fit the network: {' and '.join(wrong)}")
     for key, name in place.names.items():
         tensor = place.tensors[key]
-        if wrong := store.wrong_with(name, tensor):
-            raise MgenbError(f"{key!r} of {file} {wrong}; right are dense tensors of finite floats")
+        if bad := store.wrong_with(name, tensor):
+            raise MgenbError(f"{key!r} of {file} {bad}; right are dense tensors of finite floats")
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}; right is {tuple(own[name].shape)}"
             raise MgenbError(f"{key!r} of {file} has shape {shapes} with these images and classes")
 
 
-def _as(own: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the file as one of the network's: its type and device, and memory of its own."""
-    return tensor.to(own).clone(memory_format=torch.contiguous_format)
-
-
-def _said(place: _Place, others: list[_Place], own: State, fresh: bool) -> Iterator[str]:
+def _said(place: _Place, own: State, fresh: bool) -> Iterator[str]:
     """Yield what a user should know about how a file was read."""
-    beside = f"; {_some([other.label for other in others])} would fit too" if others else ""
-    if place.wrappers or beside:
-        yield f"taken from {'.'.join(place.wrappers) or 'its first level'!r}{beside}"
-    changed = {key for key, name in place.names.items() if key not in (name, name.removeprefix(NET))}
-    if changed:
-        every = place.prefix and all(_plain(key[len(place.prefix) :]) == key[len(place.prefix) :] for key in changed)
-        yield f"{place.prefix!r} was taken off its keys" if every else f"{INSERTED} were taken out of its keys"
+    if place.wrappers:
+        yield f"taken from {'.'.join(place.wrappers)!r}"
+    ends = [key.removeprefix(place.prefix) for key in place.names]
+    if place.prefix:
+        yield f"{place.prefix!r} was taken off its keys"
+    if any(end != _plain(end) for end in ends):
+        yield f"{' and '.join(INSERTED)} were taken out of its keys"
     if rest := [key for key in place.tensors if key not in place.names]:
         yield f"{_some(rest)} left out, no part of the network"
     types = {tensor.dtype for key, tensor in place.tensors.items() if tensor.is_floating_point() and key in place.names}

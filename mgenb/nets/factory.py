@@ -45,9 +45,7 @@ def normalised(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.cpu(), std.clamp(min=1e-3).cpu()
 
 
-def build(
-    arch: str, channels: int, size: int, classes: int, mean: torch.Tensor | None = None, std: torch.Tensor | None = None
-) -> nn.Sequential:
+def build(arch: str, channels: int, size: int, classes: int, mean: torch.Tensor, std: torch.Tensor) -> nn.Sequential:
     """Return `Sequential(normalise, net)` as `nets.build` does, for any network.
 
     arch: one of ours, a name of torchvision's or timm's (in this order), or 'package.module:function'. Only the last
@@ -60,8 +58,6 @@ def build(
             return nets.build(arch, channels, size, classes, mean, std)
         try:
             net = (_imported if ":" in arch else _named)(arch, channels, size, classes)
-            mean = torch.zeros(channels) if mean is None else mean
-            std = torch.ones(channels) if std is None else std
             whole = chain(normalise=nets.Normalise(mean, std, size), net=net)
             with torch.inference_mode():
                 shape = list(whole.eval()(torch.zeros(2, channels, size, size)).shape)

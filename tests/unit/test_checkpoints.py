@@ -215,11 +215,11 @@ FORMATS = {  # how a checkpoint is written, and what is said of it
     "lightning": (torch_file(lightning, ".ckpt"), "'model.' was taken off its keys"),
     "DataParallel": (torch_file(lambda net: nn.DataParallel(net).state_dict()), "'module.' was taken off its keys"),
     "compiled": (torch_file(prefixed("_orig_mod.")), "'_orig_mod.' was taken off its keys"),
-    "net.": (torch_file(prefixed("net.")), ""),
+    "net.": (torch_file(prefixed("net.")), ""),  # as ours, without how images are scaled
     "stacked": (torch_file(under("model", make=prefixed("module._orig_mod.model."))), "'module._orig_mod.model.' was"),
-    "inner DataParallel": (torch_file(inner_parallel), "('module', '_orig_mod') were taken out of its keys"),
+    "inner DataParallel": (torch_file(inner_parallel), "module and _orig_mod were taken out of its keys"),
     "SWA": (torch_file(averaged), "'n_averaged' left out, no part of the network"),
-    "timm with EMA": (torch_file(timm_like), "taken from 'state_dict'; 'state_dict_ema.' would fit too"),
+    "timm with EMA": (torch_file(timm_like), "taken from 'state_dict'"),
     "EMA in one dict": (torch_file(two_in_one), "'model.' was taken off its keys"),
     "no counters": (torch_file(without_counters), "it has no num_batches_tracked"),
     "half": (torch_file(in_type(torch.float16)), "'torch.float16' became 'torch.float32' to compute with"),
@@ -365,7 +365,7 @@ def changed(**tensors):
 
 REFUSED = {
     "TorchScript": (scripted, "holds a TorchScript program, which could run code here; where you trust it, save its"),
-    "a module": (torch_file(lambda net: net), r"holds Python objects \(.*test_checkpoints.Block\), which could run code"),
+    "a module": (torch_file(lambda net: net), r"holds Python objects \(.*test_checkpoints.Block\), which could run"),
     "a legacy module": (torch_file(lambda net: net, _use_new_zipfile_serialization=False), "holds Python objects"),
     "a module beside": (torch_file(lambda net: {"model": net, "epoch": 1}), "holds Python objects"),
     "code": (torch_file(lambda net: {**net.state_dict(), "x": Evil()}), "holds Python objects"),
