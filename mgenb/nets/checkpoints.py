@@ -6,7 +6,6 @@ wrappers ("state_dict", "model", ...) and prefixes ("module.", "_orig_mod.", "mo
 
 import argparse
 import json
-import pickle
 import re
 import zipfile
 from collections import Counter
@@ -139,7 +138,6 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
 
 def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
     """Return what is in a file, and the metadata of safetensors, None for another format."""
-    script = False
     try:
         if file.suffix == ".json":
             return _sharded(file)
@@ -148,17 +146,16 @@ def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
         if head[8:] == b"{":  # behind the length of its header
             with safe_open(file, "pt") as tensors:
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}  # noqa: SIM118
-        if zipfile.is_zipfile(file):
-            script = any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist())
+        if zipfile.is_zipfile(file) and any("/constants.pkl" in name for name in zipfile.ZipFile(file).namelist()):
+            raise MgenbError(_holds_code(file, ""))
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(file, "cpu", weights_only=True)
     except MgenbError:
         raise
     except Exception as error:  # whatever no file, a damaged zip, pickle or header raises
         named = re.search(r"GLOBAL (\S+)", str(error))
-        if script or (isinstance(error, pickle.UnpicklingError) and named):
-            raise MgenbError(_holds_code(file, "" if script or not named else named[1])) from error
-        raise MgenbError(f"{file} is no file that holds a state_dict; {RIGHT}") from error
+        why = _holds_code(file, named[1]) if named else f"{file} is no file that holds a state_dict; {RIGHT}"
+        raise MgenbError(why) from error
     if not isinstance(content, Mapping):
         raise MgenbError(f"{file} holds {type(content).__name__}, no state_dict; {RIGHT}")
     return content, None

@@ -369,7 +369,7 @@ REFUSED = {
     "a legacy module": (torch_file(lambda net: net, _use_new_zipfile_serialization=False), "holds Python objects"),
     "a module beside": (torch_file(lambda net: {"model": net, "epoch": 1}), "holds Python objects"),
     "code": (torch_file(lambda net: {**net.state_dict(), "x": Evil()}), "holds Python objects"),
-    "a pickle": (pickled, "holds Python objects"),
+    "a plain pickle": (pickled, "is no file that holds a state_dict"),
     "a list": (torch_file(lambda net: list(net.state_dict().values())), "holds list, no state_dict"),
     "a tensor": (torch_file(lambda net: net.fc.weight), "holds .*, no state_dict"),
     "no tensors": (torch_file(lambda net: {"epoch": 1, "lr": 0.1}), "holds no tensors by name; it has 'epoch', 'lr'"),
@@ -385,7 +385,7 @@ REFUSED = {
     "an index elsewhere": (index({"fc.weight": "../b.safetensors"}), "names shards elsewhere; right are files in"),
     "an index of itself": (index({"fc.weight": "a.index.json"}), "names shards elsewhere"),
     "other keys": (torch_file(lambda net: {"a": torch.ones(1), "b": torch.ones(1)}), "of its keys 'a', 'b' fit nothing"
-                   r" and it lacks 'net.features.0.weight', .* and 6 more of the network"),
+                   r" and it lacks 'net.features.0.weight', .* and 5 more of the network"),
     "a key too many": (changed(extra=torch.ones(1)), r"does not fit the network: of its keys 'extra' fit nothing$"),
     "a key too few": (torch_file(lambda net: {k: t for k, t in bare(net).items() if k != "fc.bias"}),
                       r"does not fit the network: it lacks 'net.fc.bias' of the network$"),

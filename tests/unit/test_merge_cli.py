@@ -175,11 +175,11 @@ def theirs(tmp_path, monkeypatch):
     for name, net in {"a": trained, "b": other}.items():
         state = {f"module.{key}": tensor.half() for key, tensor in net.state_dict().items()}
         torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / f"{name}.pth")
-    return scope["net"](10).eval(), images
+    return scope["net"](10).eval()
 
 
 def test_a_network_of_a_users_own_comes_back_as_it_was_saved(theirs, tmp_path, capsys, monkeypatch):
-    net, images = theirs
+    net = theirs
     arguments = ["a.pth", "b.pth", "--arch", "their_nets:net", *BASICS[2:], "--method", "line"]
     code, _, error = mgenb(capsys, monkeypatch, *arguments)
     assert (code, "no file says how images are scaled for their_nets:net" in error) == (2, True), error
