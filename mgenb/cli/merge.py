@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgenb.cli.options import Jobs, Scheduler
+from mgenb.errors import MgenbError, choose
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +61,6 @@ def merge(
     Example: mgenb merge a.safetensors b.safetensors --arch resnet56 --dataset cifar10 --method rebasin-bn
     """
     from mgenb import data, devices, store
-    from mgenb.errors import choose
     from mgenb.executor import workers
     from mgenb.mega import methods
     from mgenb.nets.checkpoints import SUFFIXES
@@ -78,8 +78,7 @@ def merge(
     _judge((first, second), task)
     with workers(jobs, scheduler) as executor:
         results = _taken(_results(task, kept, executor))
-    settings["table"] = _tell((first, second), task, results, images)
-    _save(out, parents[0], task, results, settings)
+    _save(out, parents[0], task, results, settings | {"table": _tell((first, second), task, results, images)})
     for file in kept.values():
         file.unlink(missing_ok=True)
 
@@ -95,8 +94,6 @@ def _settings(task: "Task", arch: str, images: "Dataset") -> dict[str, Any]:
 
 def _numbers(name: str, text: str) -> list[float]:
     """Return the numbers of an option: 'a,b,c'."""
-    from mgenb.errors import MgenbError
-
     try:
         return [float(number) for number in text.split(",")] if text else []
     except ValueError:
@@ -111,7 +108,6 @@ def _read(
     Raises MgenbError where a network that is not ours needs to be told, or is told what its file says.
     """
     from mgenb import nets
-    from mgenb.errors import MgenbError
     from mgenb.nets import checkpoints, factory
 
     given = factory.scaling(images.train.images, *options)
@@ -174,7 +170,6 @@ def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result | str"
     With one thread: with more of them sums have another order.
     """
     from mgenb.devices import one_thread
-    from mgenb.errors import MgenbError
     from mgenb.mega.methods import METHODS
 
     with one_thread():
@@ -189,8 +184,6 @@ def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":
 
     Raises MgenbError where none could.
     """
-    from mgenb.errors import MgenbError
-
     refused = {name: why for name, why in found.items() if isinstance(why, str)}
     if len(refused) == len(found):
         raise MgenbError(next(iter(refused.values())))
@@ -199,7 +192,7 @@ def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":
 
 
 def _save(
-    out: Path, like: "Checkpoint", task: "Task", results: Mapping[str, "Result"], settings: dict[str, Any]
+    out: Path, like: "Checkpoint", task: "Task", results: Mapping[str, "Result"], settings: Mapping[str, Any]
 ) -> None:
     """Write the best merge on validation images, else the best single network, and say which it is."""
     import torch
