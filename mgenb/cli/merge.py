@@ -71,7 +71,7 @@ def merge(
     net, parents = _read((first, second), arch, images, (scale, _numbers("mean", mean), _numbers("std", std)))
     out = out or Path("merged").with_suffix(parents[0].suffix)
     store.refuse_taken(out, SUFFIXES)
-    states = [parent.state for parent in parents]
+    states = parents[0].state, parents[1].state
     task = methods.Task(net, *states, images.train.at_most(train_limit or "all", seed), images.val, budget, seed, size)
     settings = _settings(task, arch, images) | {"train_limit": train_limit}
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}

@@ -89,7 +89,7 @@ def _called(node: fx.node.Argument, modules: Modules) -> nn.Module | None:
 
 
 def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
-    """Return the convolution that a node calls, if nobody else does, one node reads it, and it pads a number of zeros."""
+    """Return the convolution that a node calls, if it is called and read once and pads a number of zeros."""
     module = _called(node, modules)
     if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(module, nn.Conv2d):
         return None

@@ -93,8 +93,9 @@ def read(file: Path, net: nn.Module) -> Checkpoint:
     taken = {name: place.tensors[key].to(own[name]) for key, name in place.names.items()}
     taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in taken.items()}
     fresh = {name: own[name].clone() for name in own if name not in taken and name.endswith(COUNTER)}
+    whole = taken | fresh
     return Checkpoint(
-        state={name: (taken | fresh)[name] for name in own if name in taken or name in fresh},
+        state={name: whole[name] for name in own if name in whole},
         said=tuple(f"{file}: {sentence}" for sentence in _said(place, own, bool(fresh))),
         names=place.names,
         types={key: tensor.dtype for key, tensor in place.tensors.items()},
@@ -122,7 +123,7 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
 
     It loads where that checkpoint did. The format is that of the suffix. Raises MgenbError for a name that is taken.
     """
-    own = {key: state[name].to(like.types[key]) for key, name in like.names.items()}
+    whole = {**like.rest, **{key: state[name].to(like.types[key]) for key, name in like.names.items()}}
 
     def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
         if path.suffix == ".safetensors":
@@ -133,7 +134,7 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
             nested = {wrapper: nested}
         torch.save({**like.around, **nested}, file)
 
-    store.save_new(path, {key: (own | like.rest)[key] for key in like.types}, settings, save, SUFFIXES)
+    store.save_new(path, {key: whole[key] for key in like.types}, settings, save, SUFFIXES)
 
 
 def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
