@@ -363,6 +363,10 @@ def changed(**tensors):
     return torch_file(lambda net: {**net.state_dict(), **{k.replace("__", "."): t for k, t in tensors.items()}})
 
 
+def quantized(weight):
+    return torch.quantize_per_tensor(weight.detach(), 0.1, 0, torch.qint8)
+
+
 REFUSED = {
     "TorchScript": (scripted, "holds a TorchScript program, which could run code here; where you trust it, save its"),
     "a module": (torch_file(lambda net: net), r"holds Python objects \(.*test_checkpoints.Block\), which could run"),
@@ -392,7 +396,7 @@ REFUSED = {
     "another head": (changed(fc__weight=torch.ones(7, 4)), r"'fc.weight' of .* has shape \(7, 4\); right is \(10, 4\)"),
     "NaN": (changed(fc__bias=torch.full((10,), torch.nan)), "'fc.bias' of .* holds NaN or infinite numbers"),
     "complex": (changed(fc__bias=torch.ones(10, dtype=torch.complex64)), "'fc.bias' of .* has torch.complex64"),
-    "quantized": (changed(fc__weight=torch.quantize_per_tensor(torch.ones(10, 4), 0.1, 0, torch.qint8)), "quantized"),
+    "quantized": (torch_file(lambda net: {**bare(net), "fc.weight": quantized(net.fc.weight)}), "quantized"),
     "whole numbers": (changed(fc__weight=torch.ones(10, 4, dtype=torch.int8)), "'fc.weight' of .* has torch.int8"),
     "sparse": (changed(fc__weight=torch.ones(10, 4).to_sparse()), "is sparse"),
 }  # fmt: skip
