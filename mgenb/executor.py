@@ -53,11 +53,8 @@ def workers(jobs: str | None = None, scheduler: str | None = None) -> Iterator[E
         with _cluster(address) as executor:
             yield executor
     elif count:
-        processes = Processes(count)
-        try:
+        with Processes(count) as processes:
             yield processes
-        finally:
-            processes.shutdown()
     else:
         yield None
 

@@ -1,8 +1,8 @@
-"""Training steps, one at a time on a CPU; on a GPU each is one CUDA graph, and several networks can share the card."""
+"""Training steps, one at a time on a CPU; on a GPU each is one CUDA graph."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,9 +29,6 @@ class Step:
         self._index = torch.zeros(min(batch, len(train)), dtype=torch.int64, device=self.device)
         self._total = torch.zeros((), device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None  # a step on a whole batch, where it is captured
-        # a stream of its own: steps captured on one stream share the workspaces of its libraries, and side by side
-        # they would write into each other's
-        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, index: torch.Tensor, rate: float) -> None:
         """Take a step on the images at `index` (int64, on the images' device) with this learning rate."""
@@ -66,29 +63,18 @@ class Step:
         Raises RuntimeError where something in it cannot be captured; the step then works as before.
         """
         self.net.train()
-        with _kept(self.net, self.optimiser), self.alongside():
-            for _ in range(WARM_UP):
-                self._take(self._index)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                self._take(self._index)
+        main, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        with _kept(self.net, self.optimiser):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):  # a capture needs another one than the default
+                for _ in range(WARM_UP):
+                    self._take(self._index)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=stream):
+                    self._take(self._index)
+            main.wait_stream(stream)
         self._total.zero_()
         self.graph = graph
-
-    @contextmanager
-    def alongside(self) -> Iterator[None]:
-        """Work on the step's own stream, after what the device was given before and before what comes afterwards.
-
-        On a CPU nothing changes.
-        """
-        if self.stream is None:
-            yield
-            return
-        main = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(main)
-        with torch.cuda.stream(self.stream):
-            yield
-        main.wait_stream(self.stream)
 
 
 @contextmanager
@@ -106,17 +92,3 @@ def _kept(net: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[None]:
                     tensor.copy_(before[parameter][name])
                 elif torch.is_tensor(tensor):
                     tensor.zero_()
-
-
-def side_by_side(steps: Sequence[Step], batches: Sequence[Sequence[tuple[torch.Tensor, float]]]) -> None:
-    """Take the steps of several networks in turn, on a CUDA stream each, so that small ones fill the card together.
-
-    `batches` holds, for each network, the images and the rate of each of its steps; all have equally many.
-    """
-    with ExitStack() as stack:
-        for step in steps:
-            stack.enter_context(step.alongside())
-        for together in zip(*batches, strict=True):
-            for step, (index, rate) in zip(steps, together, strict=True):
-                with torch.cuda.stream(step.stream):
-                    step(index, rate)

@@ -6,10 +6,9 @@ What is shipped with the package (`nets/shipped/`) comes before the cache.
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from mgenb import nets, store
 from mgenb.data import Dataset, Split, refuse_test
 from mgenb.devices import one_thread, precise, processor
 from mgenb.errors import MgenbError, check, choose, demand
-from mgenb.executor import each, workers
 from mgenb.nets import factory
 from mgenb.seeds import derive
-from mgenb.steps import PRECISIONS, Step, side_by_side
+from mgenb.steps import PRECISIONS, Step
 from mgenb.store import State
 
 
@@ -63,7 +61,6 @@ RECIPES = {
 RECIPES |= {f"{name}-bf16": replace(recipe, precision="bfloat16") for name, recipe in RECIPES.items()}
 
 QUIET = "TQDM_DISABLE"  # set in processes that share a screen
-SMALL = 1_000_000  # parameters of a network that leaves most of a GPU idle
 SHIPPED = Path(nets.__file__).with_name("shipped")
 _anew: set[Path] = set()  # what this process was told to train although it was there, and has trained
 
@@ -95,18 +92,12 @@ def fit_epoch(step: Step, recipe: Recipe, seed: int, span: tuple[float, float] =
     # with more threads sums have another order, and the cache would serve what a machine's cores happened to give
     with one_thread(), precise(), torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for index, rate in _batches(step, recipe, span):
-            step(index, rate)
+        order = torch.randperm(len(step.train)).to(step.device)
+        batches = order.split(recipe.batch)
+        for number, index in enumerate(batches):
+            if len(index) > 1 or len(order) == 1:  # BatchNorm cannot train on a single image
+                step(index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches)))
     return step.take_loss() / len(step.train)
-
-
-def _batches(step: Step, recipe: Recipe, span: tuple[float, float]) -> Iterator[tuple[torch.Tensor, float]]:
-    """Yield the images of each step of an epoch, in an order from the global generator, and the learning rate."""
-    order = torch.randperm(len(step.train)).to(step.device)
-    batches = order.split(recipe.batch)
-    for number, index in enumerate(batches):
-        if len(index) > 1 or len(order) == 1:  # BatchNorm cannot train on a single image
-            yield index, rate_at(recipe, span[0] + (span[1] - span[0]) * (number + 0.5) / len(batches))
 
 
 def _step(net: nn.Module, train: Split, recipe: Recipe, saved: dict[str, Any] | None = None) -> Step:
@@ -157,51 +148,15 @@ def fit(
     step = _step(net, train, recipe, saved and saved["optimiser"])
     done = len(losses)
     for epoch in tqdm(range(done, epochs), show, epochs, initial=done, disable=not show or bool(os.environ.get(QUIET))):
-        losses.append(fit_epoch(step, recipe, derive(seed, "epoch", epoch), _span(epoch, epochs)))
-        _refuse_diverged(losses)
+        span = epoch / epochs, (epoch + 1) / epochs
+        losses.append(fit_epoch(step, recipe, derive(seed, "epoch", epoch), span))
+        if not math.isfinite(losses[-1]):
+            raise MgenbError(f"training diverged in epoch {len(losses)}: loss {losses[-1]}; try a smaller rate")
         now = {"net": net.state_dict(), "optimiser": step.optimiser.state_dict(), "losses": losses}
         store.save_progress(checkpoint, key, now)
         after(epoch + 1)
     net.to(memory_format=torch.contiguous_format)
     return losses
-
-
-def _span(epoch: int, epochs: int) -> tuple[float, float]:
-    return epoch / epochs, (epoch + 1) / epochs
-
-
-def fit_side_by_side(
-    nets_by_seed: Mapping[int, nn.Module], train: Split, recipe: Recipe, *, epochs: int
-) -> dict[int, list[float]]:
-    """Train several small networks in place at once on a GPU, each as `fit` would with its seed; return their losses.
-
-    Networks with dropout are refused (MgenbError): its draws would come in another order. So are losses that are no
-    longer finite.
-    """
-    if any(isinstance(module, nn.Dropout) and module.p for net in nets_by_seed.values() for module in net.modules()):
-        raise MgenbError("networks with dropout are trained one after the other: use fit")
-    steps = {seed: _step(net, train, recipe) for seed, net in nets_by_seed.items()}
-    losses: dict[int, list[float]] = {seed: [] for seed in steps}
-    for epoch in range(epochs):
-        orders = []
-        for seed, step in steps.items():
-            step.net.train()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(seed, "epoch", epoch))
-                orders.append(list(_batches(step, recipe, _span(epoch, epochs))))
-        with precise():
-            side_by_side(list(steps.values()), orders)
-        for seed, step in steps.items():
-            losses[seed].append(step.take_loss() / len(train))
-            _refuse_diverged(losses[seed])
-    for net in nets_by_seed.values():
-        net.to(memory_format=torch.contiguous_format)
-    return losses
-
-
-def _refuse_diverged(losses: Sequence[float]) -> None:
-    if not math.isfinite(losses[-1]):
-        raise MgenbError(f"training diverged in epoch {len(losses)}: loss {losses[-1]}; try a smaller rate")
 
 
 def fresh(arch: str, dataset: Dataset, seed: int) -> nn.Module:
@@ -258,61 +213,10 @@ def trained(
             checkpoint = path.with_suffix(".checkpoint")
             own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
-            _keep(net, settings, losses)
+            store.save_weights(path, net.state_dict(), {**settings, "losses": losses, **_made_on(net)})
+            _anew.add(path)
             checkpoint.unlink(missing_ok=True)
     return net.eval()
-
-
-def trained_all(
-    arch: str, dataset: Dataset, *, recipe: str = "mge-adam", epochs: int, seeds: Sequence[int], retrain: bool = False
-) -> list[nn.Module]:
-    """Return `trained` for each of the seeds; those that are not there train side by side.
-
-    On a GPU the small ones do, in this process; else all of them, where `executor.workers` gives some.
-    """
-    how: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "retrain": retrain}
-    if dataset.train.images.is_cuda:
-        _train_missing(arch, dataset, seeds, **how)
-    else:
-        with workers() as executor:
-            if executor:
-                _train_by(executor, arch, dataset, seeds, **how)
-    return [trained(arch, dataset, seed=seed, **how) for seed in seeds]
-
-
-def _train_missing(arch: str, dataset: Dataset, seeds: Sequence[int], recipe: str, epochs: int, retrain: bool) -> None:
-    """Train the small networks that are not there side by side, if there are several."""
-    settings = {seed: _settings(arch, dataset, recipe, epochs, seed) for seed in seeds}
-    missing = {seed: fresh(arch, dataset, seed) for seed in seeds if not _there(settings[seed], retrain)}
-    if len(missing) < 2 or any(nets.count_parameters(net) > SMALL for net in missing.values()):
-        return
-    by_seed = {derive(seed, "fit", arch): net for seed, net in missing.items()}
-    losses = fit_side_by_side(by_seed, dataset.train, RECIPES[recipe], epochs=epochs)
-    for seed, net in missing.items():
-        with store.lock(_file(settings[seed])):
-            _keep(net, settings[seed], losses[derive(seed, "fit", arch)])
-
-
-def _train_by(
-    executor: Executor, arch: str, dataset: Dataset, seeds: Sequence[int], recipe: str, epochs: int, retrain: bool
-) -> None:
-    """Train what is not there by an executor, whose own cache may be another one."""
-    settings = {seed: _settings(arch, dataset, recipe, epochs, seed) for seed in seeds}
-    missing = [seed for seed in seeds if not _there(settings[seed], retrain)]
-    train = partial(_trained_there, arch, dataset, recipe, epochs, retrain)
-    for number, (state, about) in each(train, missing, executor, f"{arch} of seed"):
-        path = _file(settings[missing[number]])
-        with store.lock(path):
-            store.save_weights(path, state, about)
-        _anew.add(path)
-
-
-def _trained_there(
-    arch: str, dataset: Dataset, recipe: str, epochs: int, retrain: bool, seed: int
-) -> tuple[State, dict[str, Any]]:
-    """Return weights and settings of a trained network, from the cache of where this runs."""
-    trained(arch, dataset, recipe=recipe, epochs=epochs, seed=seed, retrain=retrain)
-    return store.load_weights(_file(_settings(arch, dataset, recipe, epochs, seed)))
 
 
 def _there(settings: Mapping[str, Any], retrain: bool) -> tuple[State, str] | None:
@@ -332,11 +236,6 @@ def _there(settings: Mapping[str, Any], retrain: bool) -> tuple[State, str] | No
     return None
 
 
-def _keep(net: nn.Module, settings: Mapping[str, Any], losses: Sequence[float]) -> None:
-    store.save_weights(_file(settings), net.state_dict(), {**settings, "losses": list(losses), **_made_on(net)})
-    _anew.add(_file(settings))
-
-
 def _made_on(net: nn.Module) -> dict[str, str]:
     """Return on what, beside its settings, the bits of a trained network depend."""
     return {"torch": torch.__version__, "device": next(net.parameters()).device.type, "cpu": processor()}
@@ -347,7 +246,8 @@ def ship(arch: str, dataset: Dataset, *, recipe: str, epochs: int, count: int, l
 
     `licence` is that of the images.
     """
-    ready = trained_all(arch, dataset, recipe=recipe, epochs=epochs, seeds=range(count), retrain=True)
+    how: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "retrain": True}
+    ready = [trained(arch, dataset, seed=seed, **how) for seed in range(count)]
     settings, states = _settings(arch, dataset, recipe, epochs, None), [net.state_dict() for net in ready]
     about = {**settings, "count": count, "licence": licence, **_made_on(ready[0])}
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}

@@ -1,6 +1,7 @@
 """How much more would decide a claim: the number of repeats, from Student's t and the level that is asked for."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import scipy
@@ -49,11 +50,7 @@ def _needed(span: Interval, estimate: Estimate, alpha: float, power: float) -> i
         if most > MOST:
             return None
         most *= 2
-    least = most // 2
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (least, middle) if enough(middle) else (middle, most)
-    return most
+    return bisect_left(range(most), True, most // 2 + 1, key=enough)
 
 
 def _deviation(estimate: Estimate) -> float | None:

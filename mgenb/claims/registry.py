@@ -2,7 +2,7 @@
 
 A `[[claim]]` is one entry. A `[[table]]` is a grid: its `axes` span the ids, `cells` holds what differs from cell to
 cell. `[points.NAME]` is one thing that a paper leaves open, with its levels; `[readings.NAME]` is a set of readings,
-each a level for every point that matters, on which claims are judged (see `verdicts`).
+each a level for every point that matters, on which claims are judged (see `mgenb.claims`).
 """
 
 import hashlib

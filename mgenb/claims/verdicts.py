@@ -24,7 +24,7 @@ from mgenb.claims.power import what_decides
 from mgenb.claims.registry import NUMBER_KINDS, Claim, Reading, get, points
 from mgenb.claims.scale import PROFILES, Scale, about, at_paper_scale, obstacle
 from mgenb.errors import MgenbError
-from mgenb.stats import NO_INTERVAL, Estimate, Interval, holm
+from mgenb.stats import NO_INTERVAL, Estimate, Interval
 
 ALPHA = 0.05
 SMALLEST_P = 1e-12
@@ -239,12 +239,10 @@ def _family(
     claims: Mapping[str, Claim], tested: Mapping[str, Sequence[_Tested]], scales: Mapping[str, Scale]
 ) -> Iterable[Verdict]:
     agreed = {name: _agreed(claims[name], readings) for name, readings in tested.items()}
-    p = [agreed[name][1] for name in tested]
-    adjusted = holm(p)
-    held_against = _levels(p, ALPHA)
-    for name, adjusted_p, alpha in zip(tested, adjusted, held_against, strict=True):
-        word = agreed[name][0] if adjusted_p <= ALPHA else INCONCLUSIVE
-        yield _verdict(claims[name], word, tested[name], scales[name], alpha, ALPHA / len(tested))
+    levels = _levels([p for _, p in agreed.values()], ALPHA)
+    for (name, (word, p)), alpha in zip(agreed.items(), levels, strict=True):
+        said = word if p <= alpha else INCONCLUSIVE
+        yield _verdict(claims[name], said, tested[name], scales[name], alpha, ALPHA / len(tested))
 
 
 def _agreed(claim: Claim, readings: Sequence[_Tested]) -> tuple[str, float]:

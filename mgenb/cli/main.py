@@ -249,7 +249,3 @@ def doctor() -> None:
         print(line if fine else f"BROKEN: {line}", flush=True)
     print(f"{broken} problems: see the lines with BROKEN" if broken else "all that is needed is here")
     raise typer.Exit(min(broken, 1))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,7 @@
 """The command `mgenb merge`. What is slow to load is imported inside, so that --help is quick."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +75,7 @@ def merge(
     kept = {name: store.unfinished(f"merge-{name}", settings) for name in names}
     _judge((first, second), task)
     with workers(jobs, scheduler) as executor:
-        results = _taken(_results(task, kept, executor))
+        results = _taken(methods.found(task, kept, executor))
     _save(out, parents[0], task, results, settings | {"table": _tell((first, second), task, results, images)})
     for file in kept.values():
         file.unlink(missing_ok=True)
@@ -154,29 +152,6 @@ def _tell(
     table = methods.compare(task, (str(files[0]), str(files[1])), results, test)
     print(table.to_string())
     return table.T.to_dict()
-
-
-def _results(task: "Task", kept: Mapping[str, Path], executor: Executor | None) -> dict[str, "Result | str"]:
-    """Return what each method finds, side by side where there is an executor, or why it cannot take the networks."""
-    from mgenb.executor import each
-
-    done = dict(each(partial(_merged, task, kept), kept, executor, "method"))
-    return {name: done[number] for number, name in enumerate(kept)}
-
-
-def _merged(task: "Task", kept: Mapping[str, Path], name: str) -> "Result | str":
-    """Return what a method finds, or why it cannot take these networks.
-
-    With one thread: with more of them sums have another order.
-    """
-    from mgenb.devices import one_thread
-    from mgenb.mega.methods import METHODS
-
-    with one_thread():
-        try:
-            return METHODS[name](replace(task, keep=kept[name]))
-        except MgenbError as error:
-            return str(error)
 
 
 def _taken(found: "Mapping[str, Result | str]") -> "dict[str, Result]":

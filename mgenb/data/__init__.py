@@ -11,8 +11,6 @@ from mgenb.data.sources import NAMES, named
 from mgenb.data.splits import Dataset, IntArray, SealedSplit, Split, refuse_test, split_indices, subset
 from mgenb.seeds import numpy_generator
 
-__all__ = ["NAMES", "Dataset", "SealedSplit", "Split", "load", "named", "refuse_test"]
-
 
 def load(
     name: str,

@@ -70,13 +70,13 @@ def reading(path: File) -> Iterator[None]:
         raise MgenbError(f"{path} cannot be read ({why}): replace it with a whole copy or take it away") from error
 
 
-def read_idx(classes: tuple[str, ...], folder: Path) -> Arrays:
+def read_idx(classes: Sequence[str], folder: Path) -> Arrays:
     """Read the four idx files of MNIST or Fashion-MNIST, as .gz or unpacked."""
     parts = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _idx(folder / f"{prefix}-images-idx3-ubyte", 3)[:, None]
         parts[split] = _part(images, _idx(folder / f"{prefix}-labels-idx1-ubyte", 1), classes, folder)
-    return Arrays(parts, classes)
+    return Arrays(parts, tuple(classes))
 
 
 def _idx(path: Path, dims: int) -> np.ndarray:
@@ -106,11 +106,11 @@ def read_batches(folder: Path) -> Arrays:
     return Arrays(parts, classes)
 
 
-def read_npz(classes: tuple[str, ...], path: Path) -> Arrays:
+def read_npz(classes: Sequence[str], path: Path) -> Arrays:
     """Read a shipped sample of MNIST or Fashion-MNIST."""
     with reading(path), np.load(path) as file:
         arrays = {split: (file[f"x_{split}"][:, None], file[f"y_{split}"]) for split in ("train", "test")}
-    return Arrays({split: _part(*pair, classes, path) for split, pair in arrays.items()}, classes)
+    return Arrays({split: _part(*pair, classes, path) for split, pair in arrays.items()}, tuple(classes))
 
 
 def _part(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path) -> Part:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,39 +14,28 @@ from mgenb.data import decode
 from mgenb.data.decode import LAYOUT, Arrays
 from mgenb.errors import MgenbError, at_home, choose
 
-FEW_SHOT = ("omniglot", "cifar_fs", "mini_imagenet")  # their splits have different classes
 SAMPLES = Path(__file__).parent / "samples"
-CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-DIGITS = tuple("0123456789")
+# what decodes torchvision's layout, where it is not that of MNIST
+READERS = {"cifar10": decode.read_batches, "gtsrb": decode.read_gtsrb, "omniglot": decode.read_omniglot}
 
 
 @dataclass(frozen=True)
 class Known:
-    """A dataset that has a name here.
+    """A dataset that has a name here, as `datasets.toml` explains."""
 
-    official: numbers of images in train with val, and in test; layout: its folder as torchvision lays it out, which
-    `read` decodes; torchvision: the class that downloads it, once with each of `options`.
-    """
-
-    official: tuple[int, int]
+    official: list[int]
     layout: str = ""
-    read: Callable[[Path], Arrays] = decode.read_tree
     torchvision: str = ""
-    options: tuple[Mapping[str, Any], ...] = ({},)
+    options: Sequence[Mapping[str, Any]] = ({},)
+    classes: Sequence[str] = ()
+    few_shot: bool = False
+    imagenet: str = ""
 
 
-KNOWN = {
-    "mnist": Known((60000, 10000), "MNIST/raw", partial(decode.read_idx, DIGITS), "MNIST"),
-    "fashion_mnist": Known((60000, 10000), "FashionMNIST/raw", partial(decode.read_idx, CLOTHES), "FashionMNIST"),
-    "cifar10": Known((50000, 10000), "cifar-10-batches-py", decode.read_batches, "CIFAR10"),
-    "gtsrb": Known((39209, 12630), "gtsrb/GTSRB", decode.read_gtsrb, "GTSRB", ({"split": "train"}, {"split": "test"})),
-    "omniglot": Known(
-        (19280, 13180), "omniglot-py", decode.read_omniglot, "Omniglot", ({"background": True}, {"background": False})
-    ),
-    "cifar_fs": Known((48000, 12000)),
-    "mini_imagenet": Known((48000, 12000)),
-}
+_ENTRIES = tomllib.loads(Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8"))
+KNOWN = {name: Known(**entry) for name, entry in _ENTRIES.items()}
 NAMES = tuple(KNOWN)
+FEW_SHOT = tuple(name for name, known in KNOWN.items() if known.few_shot)
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Location:
         if self.kind != "official":
             return self.kind
         counts = {split: len(part.labels) for split, part in arrays.parts.items()}
-        if (counts["train"] + counts.get("val", 0), counts["test"]) != KNOWN[self.name].official:
+        if [counts["train"] + counts.get("val", 0), counts["test"]] != KNOWN[self.name].official:
             return "subset"
         # mini-ImageNet is made of JPEG files; CIFAR-10's own pixels never were.
         return "jpeg" if self.name == "cifar10" and arrays.jpeg else "official"
@@ -117,8 +107,8 @@ def _data_folder() -> Path | None:
 def in_folder(root: Path, name: str, where: str) -> Location | None:
     """Return `name` as `root` has it: torchvision's layout, `<name>.zip`, `<name>/`, `<name>.npz`; None when absent."""
     tree = partial(decode.read_tree, few_shot=name in FEW_SHOT, tracks=name == "gtsrb")
-    pixels = partial(decode.read_npz, CLOTHES if name == "fashion_mnist" else DIGITS)
-    readers: dict[str, Callable[[Path], Arrays]] = {KNOWN[name].layout: KNOWN[name].read}
+    idx, pixels = (partial(read, KNOWN[name].classes) for read in (decode.read_idx, decode.read_npz))
+    readers: dict[str, Callable[[Path], Arrays]] = {KNOWN[name].layout: READERS.get(name, idx)}
     readers |= {f"{name}.zip": tree, name: tree, f"{name}.npz": pixels}
     for place, read in readers.items():
         if place and (root / place).exists():

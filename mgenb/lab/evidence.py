@@ -74,7 +74,7 @@ def judge(
     `_blocked`) it is *not tested*; a reading that proves nothing is left out.
     """
     if not bases:
-        raise MgenbError("no base networks were made: call run.bases before run.verdicts")
+        raise MgenbError("no base networks were made: call run.rest_on before run.verdicts")
     judged = [claim for claim in family if claim.kind != "setting"]
     measured = {claim.id: evidence.of(claim) for claim in judged}
     blocked = {claim.id: _blocked(claim, measured[claim.id], evidence, bases) for claim in judged}

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from mgenb import data, store, training
-from mgenb.data.classes import ClassSplit, split_classes
-from mgenb.data.splits import LOOKS
+from mgenb.data.splits import LOOKS, ClassSplit, split_classes
 from mgenb.devices import COUNTING
 from mgenb.errors import MgenbError
 from mgenb.executor import each, workers
@@ -69,12 +68,10 @@ def load(part: rows.Part) -> data.Dataset:
 def dealt(part: rows.Part) -> ClassSplit:
     """Return the dataset that a part names, dealt by class for few-shot learning."""
     val, novel = (part[name] for name in DEALT)
-    return _dealt(_load(*(part.get(name) for name in LOADED)), val, novel, part["seed"])
+    return _dealt(_load(*(part.get(name) for name in LOADED)), val=val, novel=novel, seed=part["seed"])
 
 
-@lru_cache(maxsize=2)
-def _dealt(whole: data.Dataset, val: int, novel: int, seed: int) -> ClassSplit:
-    return split_classes(whole, val=val, novel=novel, seed=seed)
+_dealt = lru_cache(maxsize=2)(split_classes)
 
 
 @lru_cache(maxsize=2)
@@ -108,9 +105,7 @@ def _trained(
     return net
 
 
-def final_test(
-    dataset: data.Dataset, models: Candidates, measure: Measure = population.correct, reason: str = ""
-) -> dict[Any, Any]:
+def final_test(dataset: data.Dataset, models: Candidates, measure: Measure = population.correct) -> dict[Any, Any]:
     """Return label -> what `measure` finds on the test images: the one look at the sealed test split.
 
     `models` maps a label to (network, state_dict, or what makes one when called, or None). `measure` takes (network,
@@ -118,7 +113,7 @@ def final_test(
     """
     if not models:
         raise MgenbError("final_test was given no models")
-    test = dataset.test.unseal(f"{reason or 'experiment'}: {len(models)} models")
+    test = dataset.test.unseal(f"experiment: {len(models)} models")
     return {label: measure(net, test, state() if callable(state) else state) for label, (net, state) in models.items()}
 
 

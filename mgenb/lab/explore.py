@@ -38,7 +38,7 @@ def frame(net: nn.Module, split: Split, layer: str, transform: str, band: str, s
     seed = seeds.derive(0, "explore", layer, transform)
     weights = {"base": old}
     for name in frequency.BANDS:
-        weights[name] = frequency.zero_band(old, name, count, transform=transform, seed=seed)
+        weights[name] = frequency.change_band(old, name, count, transform=transform, seed=seed)
     new = weights[choose("band", band, frequency.BANDS)]
     right = {name: population.correct(net, split, {**state, layer: weight}) for name, weight in weights.items()}
     fig = Figure(figsize=(11, 3.6))

@@ -47,7 +47,6 @@ class Record:
     data: list[dict[str, Any]]
     bases: list[dict[str, Any]]
     test_uses: list[dict[str, Any]]
-    leaks: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data with a checksum; what two runs have in common stands in "result"."""
@@ -132,8 +131,8 @@ def committed() -> list[Record]:
 def audit(records: list[Record]) -> list[str]:
     """Return what a sceptic would ask about the records, one line each.
 
-    Lists stale records and their margins that changed, uses of the test split, selection on it (leaks), and claims
-    on which readings differ.
+    Lists stale records and their margins that changed, uses of the test split, and claims on which readings
+    differ.
     """
     from mgenb import claims
 
@@ -150,7 +149,6 @@ def _questions(record: Record, today: dict[str, float]) -> list[str]:
             lines.append(f"margin of {name} was {margin:g}, the registry says {today[name]:g}")
     if uses := len(record.test_uses):
         lines.append(f"the test split was used {uses} time{'s' if uses > 1 else ''}")
-    lines += [f"LEAK, test images were used for selection: {leak['reason']}" for leak in record.leaks]
     for row in record.claims:
         verdicts = [reading["verdict"] for reading in row.get("readings", ())]
         if len(set(verdicts)) > 1:

@@ -19,17 +19,15 @@ import pandas as pd
 import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
-from torch import nn
 
 import mgenb
-from mgenb import claims, data, stats, store, training
+from mgenb import claims, stats, store
 from mgenb.data.splits import LOOKS
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, experiment, figures, parameters, rows, specification, tables, telling
 from mgenb.lab.evidence import Bases, Evidence, Place, judge, measured_on
 from mgenb.lab.parameters import Network
 from mgenb.lab.record import SCHEMA, Record, read
-from mgenb.measure import population
 
 
 def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Run":
@@ -44,7 +42,7 @@ def start(stem: str, *, profile: str, seed: int, device: str, **own: Any) -> "Ru
     print(f"{stem}: profile {profile}, seed {chosen.seed}")
     for name, value in chosen.settings.items():
         print(f"  {name} = {parameters.as_text(value)}")
-    for network in chosen.networks if "networks" in chosen.settings else ():
+    for network in chosen.networks:
         images = f", {network.images} images" if network.images else ""
         how = f"{network.recipe}, {network.epochs} epochs{images}, floor {100 * network.floor:g} %"
         print(f"  {network.name}: {network}, {how}")
@@ -68,7 +66,7 @@ class Run:
         self.family = [claim for claim in claims.load() if claim.notebook == notebook.stem]
         self.findings = Evidence()
         self.notes: dict[str, Any] = {"data": [], "mechanism": {}, "tables": {}}  # as the record names them
-        self.notes |= {"test_uses": [], "leaks": [], "figures": []}
+        self.notes |= {"test_uses": [], "figures": []}
         self.timed: dict[str, Any] = {}  # tables that two equal runs do not have in common
         self.made: dict[Place, Bases] = {}  # the first ones first
         self.version = 1  # of the experiment; `measure` says another
@@ -78,17 +76,6 @@ class Run:
         self._looked = len(LOOKS)  # at test images, here, when the run began, and by its parts
         self._parts = self.out / f"{notebook.stem}.parts"  # what is kept of a run that is stopped
         self.began = time.monotonic()
-
-    def load(self, network: Network | None = None, *, whole: bool = False) -> data.Dataset:
-        """Return the dataset of `network`, else of the first one, on the device; `whole`: without the settings' limits.
-
-        The quick profile reads the shipped samples of a named dataset, always, so that its outputs are the
-        same on every machine.
-        """
-        part = self.part(network, **(dict.fromkeys(experiment.SPLITS, "all") if whole else {}))
-        dataset = experiment.dataset({**part, **self._of_run})
-        self._show_data(dataset.describe())
-        return dataset
 
     def _show_data(self, about: dict[str, Any]) -> None:
         counts = "{train} train, {val} validation, {test} test (sealed)".format(**about["counts"])
@@ -168,31 +155,11 @@ class Run:
         """Return Markdown in which `{name:.1f}` stands for a value: so that no number of the prose is typed."""
         return Markdown(text.format(**values))
 
-    def bases(
-        self,
-        dataset: data.Dataset,
-        network: Network | None = None,
-        *,
-        count: int | None = None,
-    ) -> list[nn.Module]:
-        """Return trained base networks, each from a seed of its own; `count` else as many as the settings say.
-
-        Where one of them is below the floor (validation accuracy) what rests on them is *not tested*,
-        since a broken base proves nothing. The first call says at which scale claims are judged by default.
-        """
-        how = network or self.networks[0]
-        first = 1000 * self.seed + self.chosen.settings.get("first_seed", 0)
-        seeds = range(first, first + (self.settings.bases if count is None else count))
-        same: dict[str, Any] = {"recipe": how.recipe, "epochs": how.epochs, "retrain": self.chosen.retrain}
-        nets = training.trained_all(how.arch, dataset, seeds=seeds, **same)
-        self._described[how.dataset] = dataset.describe()
-        self.rest_on([population.accuracy(net, dataset.val) for net in nets], (), how)
-        return nets
-
     def rest_on(self, val: Iterable[float], test: Iterable[float], network: Network | None = None) -> None:
         """Say, from rows, how accurate, in [0, 1], the copies of `network`, else of the first one, are on both splits.
 
-        What rests on them is *not tested* where one is below the floor; see `bases`.
+        Where one of them is below the floor what rests on them is *not tested*, since a broken base proves nothing.
+        The first call says at which scale claims are judged by default.
         """
         how, val = network or self.networks[0], tuple(val)
         about = self._described[how.dataset]
@@ -260,8 +227,7 @@ class Run:
 
         Ours is what was stored as evidence for a cell; a dash where nothing was run.
         """
-        measured = {name: of.estimate for (name, _), of in self.findings.measured.items() if of.estimate}
-        ours = {name: estimate.estimate for name, estimate in measured.items()}
+        ours = {name: of.estimate.estimate for (name, _), of in self.findings.measured.items() if of.estimate}
         return telling.grid(table, ours, *across)
 
     def readings_of(self, claim_id: str) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from mgenb.measure import population
 from mgenb.seeds import derive
 from mgenb.store import State, usable
 
+ADAM: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
 SHRINK = 1 - 1e-4  # of [-1, 1] before arctanh: a pixel at exactly 0 or 1 must have a finite place there, and a slope
 
 
@@ -114,22 +115,13 @@ def craft(
     return torch.cat(parts).to(images.device)
 
 
-def right_under(
-    net: nn.Module,
-    split: Split,
-    state: State | None,
-    attack: Attack,
-    *,
-    crafted_on: tuple[nn.Module, State | None] | None = None,
-    seed: int = 0,
-) -> torch.Tensor:
+def right_under(net: nn.Module, split: Split, state: State | None, attack: Attack, *, seed: int = 0) -> torch.Tensor:
     """Return which images are still classified rightly under an untargeted attack, bool [n], on the CPU.
 
-    White-box: crafted on the network itself, with `state`. With `crafted_on` (network, state) it is transferred from
-    there. With `functools.partial(right_under, attack=...)` it is a measure for `run.final_test`.
+    White-box: crafted on the network itself, with `state`. With `functools.partial(right_under, attack=...)` it is a
+    measure for `run.final_test`.
     """
-    source, weights = crafted_on or (net, state)
-    images = craft(source, split.images, split.labels, attack, state=weights, seed=seed)
+    images = craft(net, split.images, split.labels, attack, state=state, seed=seed)
     return population.correct(net, replace(split, images=images), state)
 
 
@@ -164,14 +156,6 @@ class _CarliniWagner(torchattacks.attack.Attack):
         """Return the smallest squared distance at which each image reaches its goal (inf: never), and where."""
         place = torch.atanh((2 * images - 1) * SHRINK).requires_grad_()
         moments, steps = ([torch.zeros_like(place)], [torch.zeros_like(place)]), [torch.zeros(())]
-        usual: dict[str, Any] = {
-            "beta1": 0.9,
-            "beta2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "amsgrad": False,
-            "maximize": False,
-        }
         best, nearest = images, torch.full_like(c, torch.inf)
         for _ in range(self.settings.iterations):
             x = (place.tanh() + 1) / 2
@@ -181,7 +165,7 @@ class _CarliniWagner(torchattacks.attack.Attack):
             best = torch.where(better[:, None, None, None], x.detach(), best)
             (slope,) = torch.autograd.grad((distance + c * shortfall.clamp(min=0)).sum(), place)
             with torch.no_grad():  # element by element: no image knows of another
-                adam([place], [slope], *moments, [], steps, lr=self.settings.rate, **usual)
+                adam([place], [slope], *moments, [], steps, lr=self.settings.rate, **ADAM)
         return nearest, best
 
     def _shortfall(self, images: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:

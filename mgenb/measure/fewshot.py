@@ -17,6 +17,7 @@ from torchvision.models import ViT_B_16_Weights, vit_b_16
 from torchvision.transforms import v2
 
 from mgenb.data import Split, refuse_test
+from mgenb.data.sources import KNOWN
 from mgenb.devices import one_thread, precise
 from mgenb.errors import MgenbError, demand
 from mgenb.measure import population
@@ -24,13 +25,7 @@ from mgenb.seeds import numpy_generator, torch_generator
 from mgenb.store import State
 
 RATE = 0.001  # Adam's, in fine-tuning
-# what ImageNet's 1,000 classes hold of a dataset's, so that weights trained on them have seen it
-SEEN_IN_IMAGENET = {
-    "mini_imagenet": "all its classes, the novel ones too, are ImageNet's",
-    "cifar_fs": "many of its classes, novel ones too, are in ImageNet in kind",
-    "gtsrb": "none of its classes is in ImageNet, where all street signs are one",
-    "omniglot": "none of its classes is in ImageNet",
-}
+SEEN_IN_IMAGENET = {name: known.imagenet for name, known in KNOWN.items() if known.imagenet}
 
 
 @dataclass(frozen=True)

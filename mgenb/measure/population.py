@@ -231,8 +231,7 @@ def _usual(tensors: State) -> State:
 
 
 def _logits(net: nn.Module, tensors: State, images: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = torch.func.functional_call(net, dict(tensors), (images,))
-    return logits
+    return torch.func.functional_call(net, dict(tensors), (images,))
 
 
 def tally(
@@ -247,14 +246,13 @@ def _right(
     classes: Iterable[torch.Tensor], labels: Iterable[torch.Tensor], total: int, fewest: int | None
 ) -> tuple[torch.Tensor, int]:
     """Return how many images are right, on their device, and of how many; without `fewest` nothing waits for it."""
-    right, seen = None, 0
+    right, seen = torch.zeros((), dtype=torch.int64), 0
     for predicted, truth in zip(classes, labels, strict=False):
-        here = (predicted == truth).sum()
-        right = here if right is None else right + here
+        right = right + (predicted == truth).sum()
         seen += len(truth)
         if fewest is not None and not int(right) < fewest <= int(right) + total - seen:
             break
-    return torch.zeros((), dtype=torch.int64) if right is None else right, seen
+    return right, seen
 
 
 def _largest(net: nn.Module, split: Split) -> int:

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from mgenb import seeds
 from mgenb.data import Dataset, Split, refuse_test
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check
 from mgenb.measure import population
 from mgenb.mega.segment import STATISTICS
 from mgenb.nets import Tracer
@@ -248,16 +248,10 @@ def _reordered(tensor: torch.Tensor, axes: Sequence[Pieces], permutations: Permu
 
 
 def permuted(state: State, permutations: Permutations, spec: Specification) -> dict[str, torch.Tensor]:
-    """Return a copy of a state_dict with its units in another order: the network computes the same.
+    """Return a copy of a state_dict that fits `spec` with its units in another order: the network computes the same.
 
-    Groups that `permutations` lacks keep their order. Raises MgenbError for an unknown group, for what is no
-    permutation (on the CPU) of its units, and where the state_dict does not fit the specification.
+    Groups that `permutations` lacks keep their order.
     """
-    population.check_fits(state, spec.tensors)
-    for group, order in permutations.items():
-        places = torch.arange(spec.sizes[choose("group of units", group, spec.sizes)])
-        if not torch.equal(order.sort().values, places):
-            raise MgenbError(f"{group!r} is not given a permutation; right is 0 to {len(places) - 1}, each once")
     return {name: _reordered(tensor.detach().clone(), spec.axes[name], permutations) for name, tensor in state.items()}
 
 
@@ -286,8 +280,7 @@ def recalibrate(net: nn.Module, state: State, split: Split) -> dict[str, torch.T
     does not fit or there are fewer than two images.
     """
     refuse_test(split)
-    if len(split) < 2:
-        raise MgenbError(f"BatchNorm is recalibrated on {len(split)} images; right is at least 2")
+    check("the number of images for BatchNorm", len(split), 2)
     scratch = population.quick_copy(net, state)
     norms = [module for module in scratch.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:

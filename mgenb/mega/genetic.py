@@ -69,9 +69,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         demand(self, grain=("network", "layer", "weight"), mutate=("weights", "tensors"))
-        demand(self, statistics=("mixed", "mutated"), sigma=0.0, size=2, generations=1, winners=2, entrants=1)
-        if not 0 <= self.rate <= 1:
-            raise MgenbError(f"rate is {self.rate}; right is a probability, 0 to 1")
+        demand(self, statistics=("mixed", "mutated"), size=2, generations=1, winners=2, entrants=1)
+        demand(self, rate=(0.0, 1.0), sigma=0.0)
 
     @property
     def evaluated(self) -> int:

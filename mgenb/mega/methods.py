@@ -5,6 +5,7 @@ BatchNorm statistics are computed anew, and no others.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import nn
 
 from mgenb import mega, stats
 from mgenb.data import Split, refuse_test
+from mgenb.devices import one_thread
 from mgenb.errors import MgenbError
+from mgenb.executor import each
 from mgenb.measure import population
 from mgenb.mega import align
 from mgenb.seeds import derive, numpy_generator
@@ -87,15 +90,8 @@ def correct(net: nn.Module, split: Split, states: tuple[State, ...]) -> torch.Te
     return population.classes_of(votes) == split.labels.cpu()
 
 
-COLUMNS = (
-    "validation (%)",
-    "test (%)",
-    "above the better parent",
-    "evaluations",
-    "alpha",
-    "off the segment",
-    "nearest",
-)
+PLACE = ("alpha", "off the segment", "nearest")
+COLUMNS = ("validation (%)", "test (%)", "above the better parent", "evaluations", *PLACE)
 
 
 def compare(task: Task, names: tuple[str, str], results: Mapping[str, Result], test: Split) -> pd.DataFrame:
@@ -253,3 +249,20 @@ METHODS = RIVALS | {
     **{f"mega-{name}": partial(genetic, settings=mega.VARIANTS[name]) for name in ("code", "elementwise", "fixed")},
     "mega-rebasin": partial(rebasin, partial(fresh, partial(genetic, settings=mega.VARIANTS["fixed"]))),
 }
+
+
+def found(task: Task, kept: Mapping[str, Path], executor: Executor | None) -> dict[str, Result | str]:
+    """Return what each method named in `kept` finds, or why it cannot take the networks; `kept` says where to go on.
+
+    They are run side by side where there is an executor.
+    """
+    done = dict(each(partial(_found, task, kept), kept, executor, "method"))
+    return {name: done[number] for number, name in enumerate(kept)}
+
+
+def _found(task: Task, kept: Mapping[str, Path], name: str) -> Result | str:
+    with one_thread():  # with more of them sums have another order
+        try:
+            return METHODS[name](replace(task, keep=kept[name]))
+        except MgenbError as error:
+            return str(error)

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from mgenb.errors import MgenbError
+from mgenb.errors import MgenbError, check
 from mgenb.mega.methods import Result
 from mgenb.store import State
 
-Tree: TypeAlias = "int | tuple[Tree, Tree]"  # a model's number, or two trees whose results are merged
 Merge = Callable[[State, State, str], Result]  # two models and the name of the node that they become
 
 
@@ -27,42 +25,21 @@ class Node:
     result: Result | None = None
 
 
-def balanced(count: int) -> Tree:
-    """Return the tree that merges neighbours level by level; an odd one out waits for the next level.
+def merge_tree(states: Sequence[State], merge: Merge) -> list[Node]:
+    """Merge neighbours level by level, an odd one out waits for the next; return all nodes, children first, root last.
 
-    Raises MgenbError for fewer than two models.
+    `merge` takes two state_dicts and the name of the node. Raises MgenbError for fewer than two states.
     """
-    if count < 2:
-        raise MgenbError(f"a tree of {count} models has nothing to merge; right is at least 2")
-    level: list[Tree] = list(range(count))
-    while len(level) > 1:
-        level = [*zip(level[::2], level[1::2], strict=False), *level[len(level) // 2 * 2 :]]
-    return level[0]
+    check("the number of models in a tree", len(states), 2)
+    return _merged(states, 0, merge)
 
 
-def leaves(tree: Tree) -> list[int]:
-    """Return the numbers of the models in a tree, from left to right."""
-    return [tree] if isinstance(tree, int) else leaves(tree[0]) + leaves(tree[1])
-
-
-def merge_tree(tree: Tree, states: Sequence[State], merge: Merge) -> list[Node]:
-    """Merge `states` as `tree` says; return all nodes, each after its children, the result last.
-
-    `merge` takes two state_dicts and the name of the node. Raises MgenbError unless the tree has two leaves at least
-    and each is the number of a state, none of them twice.
-    """
-    numbers = leaves(tree)
-    if len(numbers) < 2 or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(states))):
-        raise MgenbError(
-            f"the tree merges models {numbers}; right are two or more of 0 to {len(states) - 1}, each once"
-        )
-    return _merged(tree, states, merge)
-
-
-def _merged(tree: Tree, states: Sequence[State], merge: Merge) -> list[Node]:
-    if isinstance(tree, int):
-        return [Node(str(tree), 0, (), states[tree])]
-    nodes, others = (_merged(part, states, merge) for part in tree)
+def _merged(states: Sequence[State], first: int, merge: Merge) -> list[Node]:
+    """Return the nodes above some of the models, which are numbered from `first`."""
+    if len(states) == 1:
+        return [Node(str(first), 0, (), states[0])]
+    half = 2 ** ((len(states) - 1).bit_length() - 1)  # the largest power of two that leaves some for the right
+    nodes, others = _merged(states[:half], first, merge), _merged(states[half:], first + half, merge)
     left, right = nodes[-1], others[-1]
     name = f"{left.name}-{right.name}"
     result = merge(left.state, right.state, name)

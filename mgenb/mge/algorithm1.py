@@ -1,7 +1,7 @@
 """Algorithm 1 of MGE (arXiv 2402.17486): redraw, layer by layer or all at once, until the discriminator accepts.
 
 A try exchanges one layer, or all. What the network computes before that layer is the same for all tries of it, so
-`cached` computes it once for each layer; `plain` runs the whole network for each try, and is what to check against.
+`cached` computes it once for each layer.
 """
 
 import math
@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from mgenb.data import Split, refuse_test
 from mgenb.devices import COUNTING, precise
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check, choose
 from mgenb.measure import population
-from mgenb.mge import frequency
-from mgenb.mge.generator import Layers, Settings, accepts, fewest_right, generate, layer_generator, unimportant
+from mgenb.mge import Settings, accepts, fewest_right, frequency, generate, layer_generator, unimportant
+from mgenb.mge.generator import Layers
 from mgenb.nets import Tracer
 from mgenb.seeds import derive, torch_generator
 from mgenb.store import State
@@ -70,12 +70,11 @@ def search(
     criterion: what passes (Eq. 6 and 7): an 'accuracy' above the base's, or less than `eps` (a share) below it; or a
         'loss', the mean cross-entropy, below the base's, or less than `eps` above it.
 
-    `fitness` is `plain(net, split)` or `cached(net, split)`; `layers` makes the tries, with `mge.layer_noise`
+    `fitness` is `cached(net, split)`; `layers` makes the tries, with `mge.layer_noise`
     the same search is done with plain noise. A layer for which no try is accepted keeps its
     weights. Raises MgenbError for an unknown name and when tries < 1.
     """
-    if tries < 1:
-        raise MgenbError(f"tries is {tries}; right is at least 1 (the paper: 100)")
+    check("tries", tries, 1)
     closest = choose("accepted", accepted, ACCEPTED) == "closest"
     names = frequency.weight_names(base)
     discriminator = _discriminator(fitness(base, names[0]), base[names[0]], criterion, eps, exact=closest)
@@ -175,20 +174,6 @@ def _on_the_redrawn(mask: torch.Tensor, settings: Settings, gradient: torch.Tens
 def replay(base: State, settings: Settings, recipe: Mapping[str, int], layers: Layers = layer_generator) -> State:
     """Return the state_dict that `search` ended with, from its recipe, without evaluating anything."""
     return {**base, **{name: layers(base[name], settings)(draw) for name, draw in recipe.items()}}
-
-
-def plain(net: nn.Module, split: Split) -> Fitness:
-    """Return the fitness that runs the whole network for each try; SealedSplitError for the test split."""
-    refuse_test(split)
-
-    def at(state: State, name: str) -> Judge:
-        def judge(weight: torch.Tensor, measure: Measure) -> Any:
-            logits = population.logits(net, split, {**state, name: weight})
-            return measure([logits], [split.labels.cpu()], len(split))
-
-        return judge
-
-    return at
 
 
 def cached(net: nn.Module, split: Split) -> Fitness:

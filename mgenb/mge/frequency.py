@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgenb.errors import MgenbError, choose
+from mgenb.errors import MgenbError, check, choose
 from mgenb.seeds import torch_generator
 from mgenb.store import State
 
@@ -138,11 +138,6 @@ def change_coefficients(
     return weight + to_weights(change, transform)
 
 
-def zero_band(weight: Tensor, band: str, count: int, *, transform: str, seed: int) -> Tensor:
-    """Return the layer with `count` random coefficients of `band` set to zero (MGE Fig. 6); see `change_band`."""
-    return change_band(weight, band, count, transform=transform, seed=seed)
-
-
 def change_band(
     weight: Tensor,
     band: str,
@@ -217,8 +212,7 @@ def band_mask(weight: Tensor, transform: str, band: str, bands: str = "index") -
 def random_part(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return a mask of `count` positions drawn at random from those set in `mask`; MgenbError if there are fewer."""
     places = mask.reshape(-1).nonzero().squeeze(1)
-    if not 0 <= count <= len(places):
-        raise MgenbError(f"cannot choose {count} positions of {len(places)}")
+    check("the number of positions", count, 0, len(places))
     chosen = places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
     return _mask_of(mask.shape, chosen)
 
@@ -234,8 +228,7 @@ def unimportant_count(values: Tensor, energy_share: float) -> int:
 
     `energy_share` is the paper's t in [0, 1]; t = 1 returns 0 even where values are 0.
     """
-    if not 0 <= energy_share <= 1:
-        raise MgenbError(f"the energy share t is {energy_share}; right is a number from 0 to 1")
+    check("the energy share t", energy_share, 0.0, 1.0)
     if energy_share == 1:
         return 0
     energy = values.double().square().reshape(-1).sort(descending=True).values.cumsum(0)
@@ -253,8 +246,7 @@ def select(weight: Tensor, selection: str, count: int, **options: Any) -> Tensor
     and highest index. `options`: those of `order`.
     Raises MgenbError for an unknown name, a count outside the layer, or a selection outside its domain.
     """
-    if not 0 <= count <= weight.numel():
-        raise MgenbError(f"cannot call {count} of {weight.numel()} weights unimportant")
+    check("the number of unimportant weights", count, 0, weight.numel())
     return _mask_of(weight.shape, _keys(weight, selection, **options).topk(count, largest=False, sorted=False).indices)
 
 

@@ -68,11 +68,6 @@ class Plan:
         choose("recipe", self.recipe, training.RECIPES)
         demand(self, count=1, epochs=1, seed=0, train_limit=0, val_limit=0, eps=(0.0, 1.0))
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Plan":
-        """Return the plan that `asdict` made fields of; TypeError, KeyError or MgenbError for anything else."""
-        return cls(**{**fields, "settings": mge.Settings(**fields["settings"])})
-
 
 def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executor: Executor | None = None) -> "Pool":
     """Make the pool `out`, or go on with it: what was interrupted ends with the same bytes as what was not.
@@ -231,7 +226,8 @@ class Pool(Dataset[nn.Module]):
         state, header = store.load_weights(self.path / BASE)
         with suppress(KeyError, TypeError, MgenbError):
             if header["format"] == FORMAT:
-                return state, header, Plan.from_json(header["plan"])
+                settings = mge.Settings(**header["plan"]["settings"])
+                return state, header, Plan(**{**header["plan"], "settings": settings})
         fault = f"is damaged, or not of format {FORMAT}, which this version reads"
         raise MgenbError(f"{self.path / HEADER} {fault}: make the pool again, in another folder")
 

@@ -60,12 +60,7 @@ def build(
     return chain(normalise=Normalise(mean, std), net=ARCHITECTURES[arch](channels, classes))
 
 
-def count_parameters(net: nn.Module) -> int:
-    """Return the number of trainable parameters."""
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 def count_with_statistics(net: nn.Module) -> int:
     """Return the number of parameters and of BatchNorm's running means and variances: Keras's "total parameters"."""
     statistics = (t for name, t in net.named_buffers() if name.endswith(("running_mean", "running_var")))
-    return count_parameters(net) + sum(t.numel() for t in statistics)
+    return sum(t.numel() for t in (*net.parameters(), *statistics))

@@ -32,8 +32,7 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [n, channels, h, w] to the sum of what both give."""
-        total: torch.Tensor = self.body(x) + self.shortcut(x)
-        return total
+        return self.body(x) + self.shortcut(x)
 
 
 def _as_keras(net: nn.Module, eps: float = EPS) -> nn.Module:

@@ -98,14 +98,11 @@ def _conv4(channels: int, classes: int) -> nn.Module:
     One linear layer follows. The 64 maps end at 2 x 2: what it reads has 256 numbers. The weights are drawn as PyTorch
     draws them.
     """
-    blocks = {f"block{number}": _conv4_block(MAPS if number > 1 else channels) for number in (1, 2, 3, 4)}
+    blocks = {}
+    for number, before in enumerate((channels, MAPS, MAPS, MAPS), 1):
+        layers = {"conv": nn.Conv2d(before, MAPS, 3, padding=1), "norm": nn.BatchNorm2d(MAPS)}
+        blocks[f"block{number}"] = chain(**layers, relu=nn.ReLU(), pool=nn.MaxPool2d(2))
     return chain(**blocks, flatten=nn.Flatten(), fc=nn.Linear(4 * MAPS, classes))
-
-
-def _conv4_block(before: int) -> nn.Sequential:
-    return chain(
-        conv=nn.Conv2d(before, MAPS, 3, padding=1), norm=nn.BatchNorm2d(MAPS), relu=nn.ReLU(), pool=nn.MaxPool2d(2)
-    )
 
 
 def _vit(channels: int, classes: int) -> nn.Module:

@@ -155,62 +155,6 @@ def lenet_training() -> Iterator[Row]:
     yield "lenet", "mnist", "floor", work / ceiling("float32"), "s"
 
 
-def lenet_together() -> Iterator[Row]:
-    """Two epochs of 12,800 digits: LeNets one after the other, on streams of their own, and stacked by torch.func."""
-    there, recipe = dataset("mnist"), training.RECIPES["mge-adam"]
-    few = there.train.take(12_800, 0)
-    for count in (4, 8, 16):
-        together = {seed: training.fresh("lenet", there, seed) for seed in range(count)}
-        training.fit_side_by_side(dict(together), few, recipe, epochs=1)  # first uses are slow
-        took, _ = seconds(training.fit_side_by_side, together, few, recipe, epochs=4)
-        yield "lenet", "mnist", f"{count} on streams, a step of all", 1000 * took / 800, "ms"
-        yield (
-            "lenet",
-            "mnist",
-            f"{count} stacked, a step of all",
-            stacked_step(list(together.values()), few, recipe),
-            "ms",
-        )
-    net = training.fresh("lenet", there, 0)
-    training.fit(net, few, recipe, epochs=1, seed=0)
-    took, _ = seconds(training.fit, net, few, recipe, epochs=4, seed=0)
-    yield "lenet", "mnist", "one, a step", 1000 * took / 800, "ms"
-
-
-def stacked_step(several: list[nn.Module], train: Split, recipe: training.Recipe) -> float:
-    """Milliseconds of a captured step of all networks as one stack (torch.func.vmap); the optimiser sees the stack."""
-    parameters, buffers = torch.func.stack_module_state(several)
-    images, labels = train.images[: recipe.batch], train.labels[: recipe.batch]
-
-    def loss(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> torch.Tensor:
-        return functional.cross_entropy(torch.func.functional_call(several[0], (weights, others), (images,)), labels)
-
-    class Stack(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = nn.ParameterList([nn.Parameter(t.detach().clone()) for t in parameters.values()])
-
-    stack = Stack()
-    optimiser = torch.optim.Adam(stack.parameters(), lr=recipe.rate, fused=True, capturable=True)
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        here = dict(zip(parameters, stack.weights, strict=True))
-        torch.func.vmap(loss)(here, buffers).sum().backward()
-        optimiser.step()
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            step()
-        took, _ = seconds(lambda: [graph.replay() for _ in range(400)])
-    return 1000 * took / 400
-
-
 def thousand(arch: str, name: str, recipe: str, epochs: int, models: dict[str, int], plain: int = 8) -> Iterator[Row]:
     """Generate models and count them on 10,000 images of `name`, by precision; and some of them the plain way."""
     net, there = base_of(arch, name, recipe, epochs), dataset(name)
@@ -335,7 +279,6 @@ PARTS: dict[str, tuple[Callable[[], Iterator[Row]], float, str]] = {
     "fused": (fused_networks, 25, ""),
     "lenet-1000": (lambda: thousand("lenet", "mnist", "mge-adam", 4, {"tf32": 1000, "float32": 1000}), 20, "mnist"),
     "lenet-training": (lenet_training, 60, "mnist"),
-    "lenet-together": (lenet_together, 40, "mnist"),
     "vgg11-1000": (
         lambda: thousand("vgg11", "mnist", "mge-adam", 2, {"tf32": 1000, "float32": 100}),
         60,

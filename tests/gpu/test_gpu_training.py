@@ -89,15 +89,6 @@ def test_a_resumed_training_ends_as_an_undisturbed_one(digits, images, tmp_path,
     assert resumed == pytest.approx(losses, rel=1e-3)
 
 
-def test_networks_side_by_side_are_trained_as_alone(digits, images):
-    recipe = training.RECIPES["mge-adam"]
-    together = {seed: drawn("lenet", digits, seed) for seed in range(4)}
-    alone = copy.deepcopy(together)
-    losses = training.fit_side_by_side(together, images, recipe, epochs=3)
-    for seed, net in alone.items():
-        assert training.fit(net, images, recipe, epochs=3, seed=seed) == pytest.approx(losses[seed], rel=1e-3)
-
-
 def test_bfloat16_trains_as_well_and_leaves_float32(digits):
     there = digits.to("cuda")
     ends = []
@@ -107,13 +98,3 @@ def test_bfloat16_trains_as_well_and_leaves_float32(digits):
         assert {tensor.dtype for tensor in net.state_dict().values()} <= {torch.float32, torch.int64}
         assert all(tensor.is_contiguous() for tensor in net.state_dict().values())
     assert ends[1] == pytest.approx(ends[0], abs=0.15)
-
-
-def test_networks_trained_together_are_kept_and_found_one_by_one(digits, tmp_path, monkeypatch):
-    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
-    there = digits.to("cuda")
-    together = training.trained_all("lenet", there, epochs=1, seeds=[5, 6])
-    assert len(list((tmp_path / "models").rglob("*.safetensors"))) == 2
-    for seed, net in zip((5, 6), together, strict=True):
-        found = training.trained("lenet", there, epochs=1, seed=seed)
-        assert all(tensor.equal(net.state_dict()[name]) for name, tensor in found.state_dict().items())

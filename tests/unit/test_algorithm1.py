@@ -32,6 +32,18 @@ def same(a, b):
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
+def plain(net, split):
+    """The fitness that runs the whole network for each try: what the cached one is checked against."""
+
+    def at(state, name):
+        def judge(weight, measure):
+            return measure([population.logits(net, split, {**state, name: weight})], [split.labels], len(split))
+
+        return judge
+
+    return at
+
+
 @pytest.fixture(scope="module")
 def base():
     generator = torch.Generator().manual_seed(0)
@@ -273,21 +285,21 @@ def test_the_cached_search_is_the_plain_one_bit_for_bit(arch, n, every, z, eps, 
     monkeypatch.setattr(frequency, "weight_names", lambda state: some)
     settings = mge.Settings(selection="magnitude", domain="weights", z=z)
     results, values = [], []
-    for way in (algorithm1.plain, algorithm1.cached):
+    for way in (plain, algorithm1.cached):
         values.append([])
         fitness = noted(way(net, images), values[-1])
         results.append(algorithm1.search(base, settings, 4, fitness, eps=eps, tries=2))
-    plain, cached = results
+    whole, cached = results
     assert values[0] == values[1]
-    assert (cached.tries, cached.recipe) == (plain.tries, plain.recipe)
-    assert same(cached.state, plain.state)
+    assert (cached.tries, cached.recipe) == (whole.tries, whole.recipe)
+    assert same(cached.state, whole.state)
     assert values[0][0] == Count(n, n, n)
     assert len(set(values[0])) > 2
-    assert list(plain.tries) == some
-    assert 0 < len(plain.recipe) < len(some)  # some layers were redrawn, and some kept
+    assert list(whole.tries) == some
+    assert 0 < len(whole.recipe) < len(some)  # some layers were redrawn, and some kept
     assert all(module.training for module in net.modules())
     assert same(population.state_of(net), base)
-    assert same(algorithm1.replay(base, settings, cached.recipe), plain.state)
+    assert same(algorithm1.replay(base, settings, cached.recipe), whole.state)
 
 
 @pytest.mark.parametrize("accepted", algorithm1.ACCEPTED)
@@ -317,7 +329,7 @@ def test_cached_and_plain_agree_in_every_way_and_with_a_few_lines(accepted, crit
         best = min(tried, key=lambda attempt: attempt[0]) if accepted == "closest" else last
         if best[1]:
             recipe, expected = {**recipe, **best[2]}, {**expected, **best[3]}
-    for way in (algorithm1.plain, algorithm1.cached):
+    for way in (plain, algorithm1.cached):
         how: dict[str, Any] = {"accepted": accepted, "criterion": criterion, "eps": eps, "tries": 4}
         result = algorithm1.search(base, settings, 4, way(net, images), **how)
         assert (result.recipe, result.tries) == (recipe, made)
@@ -331,7 +343,7 @@ def test_cached_and_plain_measure_the_same_bits(criterion, monkeypatch):
     monkeypatch.setattr(population, "CPU_BATCH", 13)
     net, images = settled("lenet", 40)
     values = []
-    for way in (algorithm1.plain, algorithm1.cached):
+    for way in (plain, algorithm1.cached):
         values.append([])
         fitness = noted(way(net, images), values[-1])
         how: dict[str, Any] = {"accepted": "closest", "criterion": criterion, "tries": 3}
@@ -345,7 +357,7 @@ def test_a_cached_try_ends_early_and_is_decided_as_the_whole_one(monkeypatch):
     net, images = settled("lenet", 40)
     base = population.state_of(net)
     name = "net.conv3.weight"
-    whole, cached = (way(net, images)(base, name) for way in (algorithm1.plain, algorithm1.cached))
+    whole, cached = (way(net, images)(base, name) for way in (plain, algorithm1.cached))
     generated = mge.layer_generator(base[name], mge.Settings(selection="magnitude", domain="weights", z=5.0))
     seen = []
     for seed in range(12):
@@ -367,8 +379,8 @@ def test_layers_can_be_tried_in_turn():
     other = mge.generate(base, mge.Settings(t=0.5, z=2.0), 1)
     names = ["net.conv1.weight", "net.conv3.weight", "net.fc2.weight"]
     states = [base, other, base]
-    plain, cached = algorithm1.plain(net, images), algorithm1.cached(net, images)
-    at = [(name, plain(state, name), cached(state, name)) for state, name in zip(states, names, strict=True)]
+    simple, cached = plain(net, images), algorithm1.cached(net, images)
+    at = [(name, simple(state, name), cached(state, name)) for state, name in zip(states, names, strict=True)]
     values = []
     for seed in range(4):
         for name, plainly, quickly in at:
@@ -411,10 +423,10 @@ def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
     with torch.no_grad():
         images = Split(pixels, net.eval()(pixels).argmax(1), torch.arange(40), "val")
     base = population.state_of(net.train())
-    plain, cached = (way(net, images)(base, "second.weight") for way in (algorithm1.plain, algorithm1.cached))
+    simple, cached = (way(net, images)(base, "second.weight") for way in (plain, algorithm1.cached))
     generated = mge.layer_generator(base["second.weight"], mge.Settings(t=0.2, z=3.0))
     weights = [generated(seed) for seed in range(5)]
-    values = [plain(weight, population.tally) for weight in weights]
+    values = [simple(weight, population.tally) for weight in weights]
     assert len(set(values)) > 2
     assert [cached(weight, population.tally) for weight in weights] == values
     assert cached(base["second.weight"], population.tally).right == 40
@@ -423,7 +435,7 @@ def test_what_a_network_changes_in_place_is_whole_again_for_the_next_try():
 def test_a_layer_of_nans_is_never_accepted():
     net, images = settled("lenet", 20)
     base = population.state_of(net)
-    for way in (algorithm1.plain, algorithm1.cached):
+    for way in (plain, algorithm1.cached):
         judge = way(net, images)(base, "net.conv2.weight")
         nothing = torch.full_like(base["net.conv2.weight"], float("nan"))
         assert judge(nothing, partial(population.tally, fewest=1)).right == 0

@@ -236,11 +236,6 @@ def test_state_dicts_that_do_not_fit_are_named():
             align.match(a, wrong, spec, 0)
         with pytest.raises(MgenbError, match=message):
             align.aligned(net, wrong, a, 0)
-    with pytest.raises(MgenbError, match="unknown group of units '2'"):
-        align.permuted(a, {"2": torch.arange(4)}, spec)
-    for order in (torch.tensor([0, 1, 1, 2]), torch.arange(3)):
-        with pytest.raises(MgenbError, match="'1' is not given a permutation; right is 0 to 3"):
-            align.permuted(a, {"1": order}, spec)
 
 
 def spoiled(state):

@@ -3,14 +3,13 @@
 import json
 import sys
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from mgenb import executor, mge, training
-from mgenb.cli.merge import _merged
+from mgenb import executor, mge
 from mgenb.errors import MgenbError
 from mgenb.lab import rows
 from mgenb.measure import population
@@ -96,18 +95,6 @@ def test_what_goes_wrong_in_a_part_is_told_and_finished_parts_stay(cell, tmp_pat
     assert len(list((tmp_path / f"{EXPERIMENT.stem}.parts").glob("*.json"))) >= 2
 
 
-def test_networks_that_a_cluster_trains_come_back_the_same(cluster, small, tmp_path, monkeypatch):
-    made = {}
-    for place, scheduler in {"here": "", "there": cluster}.items():
-        monkeypatch.setenv(executor.SCHEDULER, scheduler)
-        monkeypatch.setenv("MGENB_CACHE", str(tmp_path / place))  # the workers have another
-        training.trained_all("lenet", small, epochs=1, seeds=[0, 1])
-        files = (tmp_path / place / "models").iterdir()
-        made[place] = {file.name: file.read_bytes() for file in files if file.suffix in (".safetensors", ".json")}
-    assert len(made["here"]) == 4
-    assert made["here"] == made["there"]
-
-
 @pytest.mark.parametrize("way", ["two", "cluster"])
 def test_pools_are_the_same_wherever_candidates_are_tried(way, open_executor, tmp_path):
     given: dict[str, Any] = {"epochs": 8, "train_limit": 1000, "val_limit": 400, "samples": True}
@@ -125,9 +112,8 @@ def test_merges_are_the_same_wherever_methods_run(open_executor, small, lenet, t
     task = methods.Task(lenet, first, second, small.train, small.val, budget=10, seed=0, size=5)
     names, made = ["average", "mega", "rebasin"], []
     for runs in (None, open_executor("two")):
-        merge = partial(_merged, task, {name: tmp_path / f"{name}-{runs is None}" for name in names})
-        done = dict(executor.each(merge, names, runs))
-        made.append([done[number] for number in range(len(names))])
+        kept = {name: tmp_path / f"{name}-{runs is None}" for name in names}
+        made.append(list(methods.found(task, kept, runs).values()))
     for here, there in zip(*made, strict=True):
         assert (here.fitness, here.evaluations) == (there.fitness, there.evaluations)
         assert all(tensor.equal(there.states[0][name]) for name, tensor in here.states[0].items())

@@ -28,7 +28,7 @@ def test_accuracies_are_those_of_a_direct_evaluation(lenet, small):
         count = round(share * frequency.smallest_band(base[layer], transform))
         seed = seeds.derive(0, "explore", layer, transform)
         for band in frequency.BANDS:
-            changed = frequency.zero_band(base[layer], band, count, transform=transform, seed=seed)
+            changed = frequency.change_band(base[layer], band, count, transform=transform, seed=seed)
             right = population.correct(lenet, small.val, {**base, layer: changed})
             seen.add(f"{band}\n{100 * right.double().mean():.1f} %")
             assert f"{band}\n{100 * right.double().mean():.1f} %" in shown

@@ -152,16 +152,16 @@ def test_only_the_coefficients_under_the_mask_change(transform):
     assert close(frequency.to_coefficients(changed, transform), expected)
 
 
-def test_zero_band_zeroes_as_many_coefficients_of_that_band():
+def test_change_band_zeroes_as_many_coefficients_of_that_band():
     weight = tensor((8, 4, 5, 5))
     for transform in TRANSFORMS:
         for band in frequency.BANDS:
-            changed = frequency.zero_band(weight, band, 40, transform=transform, seed=1)
+            changed = frequency.change_band(weight, band, 40, transform=transform, seed=1)
             zero = frequency.to_coefficients(changed, transform).abs() < 1e-5
             assert int(zero.sum()) == 40
             assert frequency.band_mask(weight, transform, band)[zero].all()
-    with pytest.raises(MgenbError, match="cannot choose 801 positions of"):
-        frequency.zero_band(weight, "low", 801, transform="flat", seed=1)
+    with pytest.raises(MgenbError, match="the number of positions is 801; right is a whole number from 0 to"):
+        frequency.change_band(weight, "low", 801, transform="flat", seed=1)
 
 
 def by_scipy(weight, transform, inverse=False):
@@ -351,7 +351,7 @@ def test_fig7_takes_the_weights_that_change_most(band):
     assert change[mask].min() >= change[~mask].max()
     assert change.max() > 0
     zeroed = round(frequency.FIG7_SHARE * int(frequency.band_mask(weight, "flat", band).sum()))
-    again = frequency.zero_band(weight, band, zeroed, transform="flat", seed=6)
+    again = frequency.change_band(weight, band, zeroed, transform="flat", seed=6)
     assert change.norm() < 3 * (again - weight).norm()
 
 

@@ -47,7 +47,7 @@ def test_lenet_has_the_parameters_of_lecun_1998_with_full_connections():
     convolutions = (25 + 1) * 6 + (6 * 25 + 1) * 16 + (16 * 25 + 1) * 120
     matrices = (120 + 1) * 84 + (84 + 1) * 10
     net = nets.build("lenet", 1, 28, 10)
-    assert nets.count_parameters(net) == convolutions + matrices == 61_706
+    assert parameters(net) == convolutions + matrices == 61_706
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "vgg16", "vgg16_bn"])
@@ -56,14 +56,14 @@ def test_vgg_is_torchvisions_convolutions_and_a_head_of_512(name):
     first = 64 * 9 * 2
     with torch.device("meta"):
         expected = parameters(getattr(models, name)(num_classes=2).features) + head
-        assert nets.count_parameters(nets.build(name, 3, 32, 10)) == expected
-        assert nets.count_parameters(nets.build(name, 1, 28, 10)) == expected - first
+        assert parameters(nets.build(name, 3, 32, 10)) == expected
+        assert parameters(nets.build(name, 1, 28, 10)) == expected - first
 
 
 def test_vgg11_and_vgg16_counts_of_the_literature():
     with torch.device("meta"):
-        assert nets.count_parameters(nets.build("vgg11", 3, 32, 10)) == 9_225_610
-        assert nets.count_parameters(nets.build("vgg16", 3, 32, 10)) == 14_719_818
+        assert parameters(nets.build("vgg11", 3, 32, 10)) == 9_225_610
+        assert parameters(nets.build("vgg16", 3, 32, 10)) == 14_719_818
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -73,7 +73,7 @@ def test_alexnet_is_torchvisions_convolutions_and_a_head_of_256(channels):
     head = 256 * 10 + 10
     with torch.device("meta"):
         net = nets.build("alexnet", channels, 32, 10)
-        assert nets.count_parameters(net) == first + others + head == {1: 2_456_778, 3: 2_472_266}[channels]
+        assert parameters(net) == first + others + head == {1: 2_456_778, 3: 2_472_266}[channels]
         assert parameters(models.AlexNet(num_classes=2).features) == 64 * 11 * 11 * 3 + 64 + others
 
 
@@ -83,14 +83,14 @@ def test_only_stem_and_head_change_the_published_count_of_resnet18(channels):
     assert models.ResNet18_Weights.IMAGENET1K_V1.meta["num_params"] == published
     assert published - 3 * stem + 3 * new_stem - (1000 - 10) * (512 + 1) == count
     with torch.device("meta"):
-        assert nets.count_parameters(nets.build("resnet18", channels, 32, 10)) == count - (3 - channels) * new_stem
+        assert parameters(nets.build("resnet18", channels, 32, 10)) == count - (3 - channels) * new_stem
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_conv4_is_four_blocks_of_64_maps_and_a_head_of_256(channels):
     first, block, norm = (9 * channels + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
     net = nets.build("conv4", channels, 32, 10)
-    assert nets.count_parameters(net) == first + 3 * block + 4 * norm + 256 * 10 + 10
+    assert parameters(net) == first + 3 * block + 4 * norm + 256 * 10 + 10
     maps = torch.rand(1, channels, 32, 32)
     for name, side in (("block1", 16), ("block2", 8), ("block3", 4), ("block4", 2)):
         maps = net.net.get_submodule(name)(maps)
@@ -105,7 +105,7 @@ def test_vit_has_the_parameters_of_four_encoder_layers_of_96(channels):
     patches = (8 * 8 * channels + 1) * d
     head = 2 * d + (d + 1) * 10  # LayerNorm and linear layer
     net = nets.build("vit", channels, 32, 10)
-    assert nets.count_parameters(net) == patches + d + tokens * d + 4 * layer + head
+    assert parameters(net) == patches + d + tokens * d + 4 * layer + head
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_megas_other_networks_have_the_paper_s_counts(arch, count, printed):
         assert nets.count_with_statistics(nets.build(arch, 1, 28, 10)) < count
     assert nets.count_with_statistics(net) == count
     assert int(count / 1e4) / 100 == printed  # the paper truncates
-    assert nets.count_with_statistics(net) > nets.count_parameters(net)
+    assert nets.count_with_statistics(net) > parameters(net)
 
 
 @pytest.mark.parametrize(("arch", "eps"), [("resnet8", 1e-3), ("xception", 1e-3), ("densenet121", 1.001e-5)])

@@ -17,9 +17,10 @@ import mgenb
 from mgenb import claims, lab, mge, stats
 from mgenb.data import Split
 from mgenb.errors import MgenbError
-from mgenb.lab import catalog, evidence
+from mgenb.lab import catalog, evidence, experiment
 from mgenb.lab import record as recording
 from mgenb.lab.run import record_of
+from mgenb.measure import population
 from mgenb.mge import frequency
 
 STEM = "01_frequency_sensitivity"
@@ -54,6 +55,23 @@ def start(profile="quick", seed=0, device="cpu", floor=0.05, **own):
     return lab.start(STEM, profile=profile, seed=seed, device=device, **own)
 
 
+def load(run, network=None):
+    """Return the images of a network of the run, else of its first one, with looks of their own."""
+    return experiment.dataset({**run.part(network), **run._of_run})
+
+
+def rest(run, network=None):
+    """Train base networks, let the run rest on them as it does on a notebook's, and return them."""
+
+    def validated(part):
+        (net,) = lab.trained(part)
+        return [{"what": "validation", "method": "base", "value": population.accuracy(net, lab.load(part).val)}]
+
+    parts = [run.part(network, base=base) for base in range(run.settings.bases)]
+    run.rest_on(run.measure(parts, validated, version=1).frame["value"], (), network)
+    return [net for part in parts for net in lab.trained({**part, **run._of_run})]
+
+
 def both(run, claim, estimate):
     """Store an estimate under both core readings of a claim about bands."""
     for reading in CORE:
@@ -63,14 +81,13 @@ def both(run, claim, estimate):
 def toy(**own):
     """Run a small experiment to its verdicts and its record."""
     run = start(**{**TINY, **own})
-    dataset = run.load()
-    nets = run.bases(dataset)
+    dataset, nets = load(run), rest(run)
     models: dict[Any, Any] = {}
     for index, net in enumerate(nets):
         models["base", index, 0] = net, None
         for band in ("low", "high"):
             change = {
-                "net.fc1.weight": frequency.zero_band(
+                "net.fc1.weight": frequency.change_band(
                     net.state_dict()["net.fc1.weight"], band, 3000, transform="flat", seed=index
                 )
             }
@@ -175,8 +192,7 @@ def test_the_one_look_at_the_test_split_is_counted_and_shows_no_image(capsys, lo
 
 def test_every_look_counts(capsys, looks):
     run = start(**TINY)
-    dataset = run.load()
-    net = run.bases(dataset)[0]
+    dataset, net = load(run), rest(run)[0]
     for _ in range(2):
         lab.final_test(dataset, {"base": (net, None)})
     assert len(looks()) == 2
@@ -191,7 +207,7 @@ BY_HAND = "[quick, sample, networks=tiny, bases=3]"
 
 def test_verdicts_are_printed_as_one_token_a_line(capsys):
     run = start(**TINY)
-    run.bases(run.load())
+    rest(run)
     both(run, LOW, stats.mean([20.0, 21.0, 22.0, 20.5]))
     both(run, MID, stats.mean([-20.0, -21.0, -22.0, -20.5]))
     capsys.readouterr()
@@ -208,7 +224,7 @@ def test_verdicts_are_printed_as_one_token_a_line(capsys):
 
 def test_below_the_floor_no_claim_is_tested(capsys):
     run = start(**TINY, floor=0.999)
-    run.bases(run.load())
+    rest(run)
     assert "every one at least 99.9 % on validation: False" in capsys.readouterr().out
     for claim in run.family:
         for reading in claim.readings:
@@ -236,7 +252,7 @@ def several(tmp_path):
 def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, capsys):
     run = several({"too high": TOO_HIGH}, stem="12_mega_pairs", bases=1)
     (network,) = run.networks
-    run.bases(run.load(network), network)
+    rest(run, network)
     run.evidence("mega.table1.params.resnet56", stats.exact(0.862))
     run.evidence("mega.text.better_than_parents", stats.mean([3.0, 3.1, 3.2]), "network")
     run.verdicts()
@@ -300,8 +316,7 @@ def test_a_record_can_be_written_with_too_few_networks_for_an_interval(out, caps
 
 def test_another_measure_sees_the_test_images(capsys):
     run = start(**TINY)
-    dataset = run.load()
-    net = run.bases(dataset)[0]
+    dataset, net = load(run), rest(run)[0]
 
     def confident(net, test, state):
         return test.role, len(test), state["net.fc2.bias"].sum().item()
@@ -312,16 +327,14 @@ def test_another_measure_sees_the_test_images(capsys):
 
 def test_generating_candidates_needs_no_look_at_the_test_split(capsys, looks):
     run = start(**TINY)
-    dataset = run.load()
-    list(mge.candidates(run.bases(dataset)[0].state_dict(), mge.Settings(), 0, 2))
+    list(mge.candidates(rest(run)[0].state_dict(), mge.Settings(), 0, 2))
     assert looks() == []
 
 
 @pytest.mark.parametrize(("left", "verdict"), [(0.11, "not tested"), (0.6, "contradicted")])
 def test_two_methods_at_chance_are_not_compared(capsys, left, verdict):
     run = start(**TINY)
-    dataset = run.load()
-    run.bases(dataset)
+    rest(run)
     for reading in CORE:
         run.evidence(LOW, stats.mean([0.1, 0.2, 0.3]), reading, left=left)
     run.verdicts()
@@ -391,7 +404,7 @@ def test_near_copies_of_the_base_prove_nothing_either_way(judging, points, word)
 )
 def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
     run = start(**{**TINY, **given})
-    run.bases(run.load())
+    rest(run)
     both(run, LOW, stats.mean([20.0, 21.0, 22.0]))
     run.verdicts()
     assert all(line.endswith("]") and named.strip("]") in line for line in capsys.readouterr().out.splitlines()[-3:])
@@ -402,7 +415,7 @@ def test_whatever_moves_a_verdict_is_named_in_its_token(capsys, given, named):
 )
 def test_base_networks_that_fail_on_test_images_prove_nothing(capsys, floor, why):
     run = start(**TINY, floor=floor)
-    run.bases(run.load())
+    rest(run)
     both(run, LOW, stats.mean([20.0, 21.0, 22.0]))
     assert run.verdict(LOW).verdict == "reproduced"
     run.rest_on([0.9, 0.9, 0.9], [0.9, 0.02, 0.9])
@@ -439,9 +452,9 @@ def test_evidence_for_a_claim_of_another_notebook_is_refused():
 def test_claims_are_judged_at_the_scale_and_floor_of_their_network(several, capsys):
     run = several({"fine": FINE, "too high": TOO_HIGH})
     for network in run.networks:
-        dataset, fifth = run.load(network), network.images // 5
+        dataset, fifth = load(run, network), network.images // 5
         assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (network.images, fifth, fifth)
-        run.bases(dataset, network)
+        rest(run, network)
         for reading in claims.get(CELL).readings[:6]:
             about = {"reading": reading.name, "novelty": 1.0, "networks": [network]}
             run.evidence(f"mge.table2.as_good.{network.dataset}.lenet", stats.mean([-9.0, -9.1, -9.2]), **about)
@@ -465,7 +478,7 @@ def test_a_table_of_untested_cells_shares_one_line_and_one_row(several, capsys):
     run.paper_says()
     lines = capsys.readouterr().out.splitlines()
     assert sum("mge.table2." in line for line in lines) == 2 + 5  # two grids, five controls
-    run.bases(run.load(run.networks[0]), run.networks[0])
+    rest(run, run.networks[0])
     run.verdicts()
     assert "mge.table2.* (32 claims)" in run.claims_table().index
 

@@ -285,34 +285,6 @@ def test_the_triangle_rises_and_falls_and_constant_stays():
     assert {training.rate_at(flat, step / 100) for step in range(101)} == {flat.rate}
 
 
-def test_networks_trained_side_by_side_end_as_alone(small):
-    recipe = training.RECIPES["one-cycle"]
-    together, alone = ({seed: training.fresh("lenet", small, seed) for seed in (3, 4)} for _ in range(2))
-    losses = training.fit_side_by_side(together, small.train, recipe, epochs=2)
-    for seed, net in alone.items():
-        assert training.fit(net, small.train, recipe, epochs=2, seed=seed) == losses[seed]
-        states = net.state_dict(), together[seed].state_dict()
-        assert all(states[1][name].equal(tensor) for name, tensor in states[0].items())
-
-
-def test_dropout_and_divergence_are_refused_side_by_side(small):
-    net = torch.nn.Sequential(training.fresh("lenet", small, 0), torch.nn.Dropout(0.5))
-    with pytest.raises(MgenbError, match="dropout"):
-        training.fit_side_by_side({0: net}, small.train, RECIPE, epochs=1)
-    with pytest.raises(MgenbError, match="diverged in epoch 1"):
-        training.fit_side_by_side(
-            {0: training.fresh("lenet", small, 0)}, small.train, training.Recipe("sgd", 1e30), epochs=1
-        )
-
-
-def test_many_are_those_that_are_trained_one_by_one(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("MGENB_CACHE", str(tmp_path))
-    together = training.trained_all("lenet", small, epochs=1, seeds=[5, 6])
-    for seed, net in zip((5, 6), together, strict=True):
-        alone = training.trained("lenet", small, epochs=1, seed=seed).state_dict()
-        assert all(alone[name].equal(tensor) for name, tensor in net.state_dict().items())
-
-
 def test_bfloat16_is_another_training_that_leaves_float32(small):
     ends = []
     for name in ("one-cycle", "one-cycle-bf16"):
@@ -382,7 +354,7 @@ def test_retrain_trains_what_is_there_and_once_in_a_process(small, shipped, monk
     monkeypatch.setattr(training, "fit", lambda *a, **o: trainings.append(1) or fit(*a, **o))
     states = [training.trained("lenet", small, epochs=1, seed=0).state_dict()]
     assert trainings == []
-    states += [net.state_dict() for net in training.trained_all("lenet", small, epochs=1, seeds=[0, 1], retrain=True)]
+    states += [training.trained("lenet", small, epochs=1, seed=seed, retrain=True).state_dict() for seed in (0, 1)]
     assert trainings == [1, 1]
     capsys.readouterr()
     states.append(training.trained("lenet", small, epochs=1, seed=0, retrain=True).state_dict())
@@ -399,5 +371,6 @@ def test_the_training_images_are_hashed_once_a_dataset(small, shipped, monkeypat
     hashed, tensor_hash = [], store.tensor_hash
     monkeypatch.setattr(store, "tensor_hash", lambda *a: hashed.append(1) or tensor_hash(*a))
     again = dataclasses.replace(small, train=small.train.take(300, 0))
-    training.trained_all("lenet", again, epochs=1, seeds=[0, 1])
+    for seed in (0, 1):
+        training.trained("lenet", again, epochs=1, seed=seed)
     assert hashed == [1]

@@ -1,25 +1,12 @@
-"""Trees of merges: any number of models, any shape, and what is refused."""
+"""Trees of merges: any number of models, and what is refused."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mgenb import mega
 from mgenb.errors import MgenbError
 from mgenb.mega import tree
 from mgenb.mega.methods import Result
-
-trees = st.recursive(st.just(0), lambda below: st.tuples(below, below), max_leaves=9)
-
-
-def numbered(shape, start=0):
-    """The same shape with leaves 0, 1, 2, ... from left to right."""
-    if isinstance(shape, int):
-        return start, start + 1
-    left, after = numbered(shape[0], start)
-    right, end = numbered(shape[1], after)
-    return (left, right), end
 
 
 def states(count):
@@ -31,7 +18,7 @@ def mean(first, second, name):
 
 
 def test_eight_models_make_three_levels_as_in_fig_3():
-    nodes = tree.merge_tree(tree.balanced(8), states(8), mean)
+    nodes = tree.merge_tree(states(8), mean)
     assert [sum(node.level == level for node in nodes) for level in range(4)] == [8, 4, 2, 1]
     assert nodes[-1].name == "0-1-2-3-4-5-6-7"
     assert nodes[-1].children == ("0-1-2-3", "4-5-6-7")
@@ -40,33 +27,25 @@ def test_eight_models_make_three_levels_as_in_fig_3():
 
 @pytest.mark.parametrize(("count", "name"), [(2, "0-1"), (3, "0-1-2"), (5, "0-1-2-3-4"), (7, "0-1-2-3-4-5-6")])
 def test_odd_numbers_wait_for_the_next_level(count, name):
-    nodes = tree.merge_tree(tree.balanced(count), states(count), mean)
+    nodes = tree.merge_tree(states(count), mean)
     assert nodes[-1].name == name
     assert len(nodes) == 2 * count - 1
 
 
-@given(trees)
-def test_any_tree_merges_each_model_once_and_children_first(shape):
-    pairs, count = numbered(shape)
-    if count < 2:
-        return
-    nodes = tree.merge_tree(pairs, states(count), mean)
+@pytest.mark.parametrize("count", range(2, 17))
+def test_a_tree_merges_each_model_once_and_children_first(count):
+    nodes = tree.merge_tree(states(count), mean)
     places = {node.name: place for place, node in enumerate(nodes)}
     assert len(places) == 2 * count - 1
     for node in nodes:
         assert all(places[child] < places[node.name] for child in node.children)
         assert node.level == (1 + max(nodes[places[c]].level for c in node.children) if node.children else 0)
-    assert tree.leaves(pairs) == list(range(count))
-
-
-@pytest.mark.parametrize("pairs", [0, (0, 0), (0, 3), ((0, 1), 1), (-1, 0)])
-def test_a_tree_that_does_not_fit_is_refused(pairs):
-    with pytest.raises(MgenbError, match="right are two or more of 0 to 2, each once"):
-        tree.merge_tree(pairs, states(3), mean)
+    assert nodes[-1].level == (count - 1).bit_length()
+    assert [node.name for node in nodes if not node.children] == [str(number) for number in range(count)]
 
 
 def test_one_model_and_an_ensemble_are_refused():
-    with pytest.raises(MgenbError, match="a tree of 1 models has nothing to merge"):
-        tree.balanced(1)
+    with pytest.raises(MgenbError, match="the number of models in a tree is 1; right is a whole number of at least 2"):
+        tree.merge_tree(states(1), mean)
     with pytest.raises(MgenbError, match="node 0-1 became an ensemble of 2"):
-        tree.merge_tree((0, 1), states(2), lambda a, b, name: Result((a, b), 0.5, 1))
+        tree.merge_tree(states(2), lambda a, b, name: Result((a, b), 0.5, 1))
