@@ -66,7 +66,7 @@ def merge(
     names = list(methods.METHODS) if method == "all" else [choose("method", method, [*methods.METHODS, "all"])]
     source, val = "samples" if samples else "auto", val_limit or None
     images = data.load(dataset, source=source, seed=seed, val_limit=val).to(devices.device(device))
-    net, parents = _read((first, second), arch, images, (scale, _numbers("mean", mean), _numbers("std", std)))
+    net, parents = _read((first, second), arch, images, (scale, mean, std))
     out = out or Path("merged").with_suffix(parents[0].suffix)
     store.refuse_taken(out, SUFFIXES)
     states = parents[0].state, parents[1].state
@@ -90,16 +90,8 @@ def _settings(task: "Task", arch: str, images: "Dataset") -> dict[str, Any]:
     return same | {"parents": parents, "versions": [nets.VERSIONS.get(arch), mega.VERSION]}
 
 
-def _numbers(name: str, text: str) -> list[float]:
-    """Return the numbers of an option: 'a,b,c'."""
-    try:
-        return [float(number) for number in text.split(",")] if text else []
-    except ValueError:
-        raise MgenbError(f"--{name} is {text!r}; right is a number, or one for each channel: 0.49,0.48,0.45") from None
-
-
 def _read(
-    files: Sequence[Path], arch: str, images: "Dataset", options: tuple[str, list[float], list[float]]
+    files: Sequence[Path], arch: str, images: "Dataset", options: tuple[str, str, str]
 ) -> "tuple[nn.Module, tuple[Checkpoint, ...]]":
     """Return the network and the checkpoints, and print how they were read and how images are scaled.
 

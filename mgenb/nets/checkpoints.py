@@ -42,22 +42,31 @@ RIGHT = "right is safetensors, an index of its shards, or what torch.save wrote 
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a network stands in a file.
+
+    wrappers: keys that lead to a dict of tensors. prefix: of its keys, as far as it is common. tensors: all of the
+    dict. names: the network's name for each key there that is one of its own.
+    """
+
+    wrappers: tuple[str, ...]
+    prefix: str
+    tensors: State
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A network read from a file.
 
     state: tensors by the network's names, of its types, on its device; without how images are scaled, if the file does
-    not say. said: what was taken, stripped, left or converted, a sentence each. names: the network's name for each of
-    its keys in the file. types: of all tensors there, in order. rest: tensors there that are no part of the network.
-    wrappers: keys that lead there. around: plain entries of the file, kept. suffix: of its format. metadata: of
-    safetensors.
+    not say. said: what was taken, stripped, left or converted, a sentence each. place: where it stood. around: plain
+    entries of the file that are kept. suffix: of its format. metadata: of safetensors.
     """
 
     state: State
     said: tuple[str, ...]
-    names: Mapping[str, str]
-    types: Mapping[str, torch.dtype]
-    rest: State
-    wrappers: tuple[str, ...]
+    place: Place
     around: Mapping[str, Any]
     suffix: str
     metadata: Mapping[str, str] | None
@@ -65,17 +74,7 @@ class Checkpoint:
     @property
     def scales(self) -> bool:
         """Whether the file says how images are scaled."""
-        return any(name.startswith(NORMALISE) for name in self.names.values())
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a network may stand in a file: keys that lead to a dict, and the network's name of each key there."""
-
-    wrappers: tuple[str, ...]
-    prefix: str
-    tensors: State
-    names: Mapping[str, str]
+        return any(name.startswith(NORMALISE) for name in self.place.names.values())
 
 
 def read(file: Path, net: nn.Module) -> Checkpoint:
@@ -97,10 +96,7 @@ def read(file: Path, net: nn.Module) -> Checkpoint:
     return Checkpoint(
         state={name: whole[name] for name in own if name in whole},
         said=tuple(f"{file}: {sentence}" for sentence in _said(place, own, bool(fresh))),
-        names=place.names,
-        types={key: tensor.dtype for key, tensor in place.tensors.items()},
-        rest={key: tensor.clone() for key, tensor in place.tensors.items() if key not in place.names},
-        wrappers=place.wrappers,
+        place=place,
         around={key: content[key] for key in AROUND if key in content},
         suffix=".safetensors" if metadata is not None else file.suffix if file.suffix in SUFFIXES else ".pt",
         metadata=metadata,
@@ -123,18 +119,20 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
 
     It loads where that checkpoint did. The format is that of the suffix. Raises MgenbError for a name that is taken.
     """
-    whole = {**like.rest, **{key: state[name].to(like.types[key]) for key, name in like.names.items()}}
+    place = like.place
+    own = {key: state[name].to(place.tensors[key].dtype) for key, name in place.names.items()}
+    whole = {key: own.get(key, tensor).clone() for key, tensor in place.tensors.items()}  # parts of one buffer part
 
     def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
         if path.suffix == ".safetensors":
             save_file(tensors, file, like.metadata or {"format": "pt"})
             return
         nested: dict[str, Any] = tensors
-        for wrapper in reversed(like.wrappers):
+        for wrapper in reversed(place.wrappers):
             nested = {wrapper: nested}
         torch.save({**like.around, **nested}, file)
 
-    store.save_new(path, {key: whole[key] for key in like.types}, settings, save, SUFFIXES)
+    store.save_new(path, whole, settings, save, SUFFIXES)
 
 
 def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
@@ -182,7 +180,7 @@ def _sharded(index: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
     return {key: tensor for content, _ in contents for key, tensor in content.items()}, contents[0][1]
 
 
-def _found(file: Path, content: Mapping[str, Any], own: State) -> _Place:
+def _found(file: Path, content: Mapping[str, Any], own: State) -> Place:
     """Return where most of the network's names stand in a file."""
     namings = [{_plain(name): name for name in own}]
     if any(name.startswith(NORMALISE) for name in own):  # what is read may be the architecture alone
@@ -209,7 +207,7 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in INSERTED)
 
 
-def _place(path: tuple[str, ...], tensors: State, naming: Mapping[str, str]) -> _Place:
+def _place(path: tuple[str, ...], tensors: State, naming: Mapping[str, str]) -> Place:
     """Return the place in one dict, by the prefix under which most names stand."""
     ends = {key: dict(_ends(key)) for key in tensors}
     votes = Counter(prefix for cuts in ends.values() for prefix, end in cuts.items() if end in naming)
@@ -219,7 +217,7 @@ def _place(path: tuple[str, ...], tensors: State, naming: Mapping[str, str]) -> 
         name = naming.get(cuts.get(prefix, ""))
         if name and name not in names.values():
             names[key] = name
-    return _Place(path, prefix, tensors, names)
+    return Place(path, prefix, tensors, names)
 
 
 def _ends(key: str) -> Iterator[tuple[str, str]]:
@@ -230,7 +228,7 @@ def _ends(key: str) -> Iterator[tuple[str, str]]:
             yield "".join(f"{before}." for before in parts[:cut]), _plain(".".join(parts[cut:]))
 
 
-def _check(file: Path, place: _Place, own: State) -> None:
+def _check(file: Path, place: Place, own: State) -> None:
     """Raise MgenbError that names what does not fit."""
     taken = set(place.names.values())
     scaled = any(name.startswith(NORMALISE) for name in taken)
@@ -249,7 +247,7 @@ def _check(file: Path, place: _Place, own: State) -> None:
             raise MgenbError(f"{key!r} of {file} has shape {shapes} with these images and classes")
 
 
-def _said(place: _Place, own: State, fresh: bool) -> Iterator[str]:
+def _said(place: Place, own: State, fresh: bool) -> Iterator[str]:
     """Yield what a user should know about how a file was read."""
     if place.wrappers:
         yield f"taken from {'.'.join(place.wrappers)!r}"

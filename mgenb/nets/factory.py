@@ -4,7 +4,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,26 +17,26 @@ from mgenb.nets.mge import chain
 SCALES = {"0-1": (0.0, 1.0), "0-255": (0.0, 1 / 255)}  # mean and std of pixels in [0, 1]; 'normalised' is measured
 
 
-def scaling(
-    images: torch.Tensor, scale: str, mean: Sequence[float], std: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def scaling(images: torch.Tensor, scale: str, mean: str, std: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return mean and std, float [channels], by which pixels in [0, 1] are normalised; None where nothing is given.
 
     scale: '0-1', '0-255', or 'normalised', which takes mean and std of `images` (uint8 [n, channels, h, w]). mean,
-    std: one number, or one for each channel. Raises MgenbError for both, half or anything else.
+    std: in its place one number, or one for each channel, as 'a,b,c'. Raises MgenbError for anything else.
     """
-    channels = images.shape[1]
     if not (scale or mean or std):
         return None
+    channels = images.shape[1]
     if scale and not (mean or std):
-        choose("scale", scale, [*SCALES, "normalised"])
-        if scale == "normalised":
+        if choose("scale", scale, [*SCALES, "normalised"]) == "normalised":
             return normalised(images)
-        mean, std = ([number] for number in SCALES[scale])
-    elif scale or not ({len(mean), len(std)} <= {1, channels} and all(0 <= m <= 1 for m in mean) and 0 < min(std) <= 1):
-        right = f"--scale alone, or --mean and --std of pixels in [0, 1], one number each or {channels}"
-        raise MgenbError(f"--scale is {scale!r}, --mean {list(mean)}, --std {list(std)}; right is {right}")
-    return torch.tensor(mean).expand(channels), torch.tensor(std).expand(channels)
+        shift, factor = SCALES[scale]
+        return torch.full((channels,), shift), torch.full((channels,), factor)
+    with suppress(ValueError, RuntimeError):  # no numbers; as many as there are no channels
+        means, stds = (torch.tensor([float(n) for n in text.split(",")]).expand(channels) for text in (mean, std))
+        if not scale and means.min() >= 0 and means.max() <= 1 and stds.min() > 0 and stds.max() <= 1:
+            return means, stds
+    right = f"--scale alone, or --mean and --std of pixels in [0, 1], one number each or {channels}: 0.49,0.48,0.45"
+    raise MgenbError(f"--scale is {scale!r}, --mean {mean!r}, --std {std!r}; right is {right}")
 
 
 def normalised(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

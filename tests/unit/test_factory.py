@@ -113,21 +113,23 @@ def test_timms_networks_are_made_for_these_images(arch, channels, size):
 
 
 def test_scales():
-    assert factory.scaling(IMAGES, "", [], []) is None
-    mean, std = factory.scaling(IMAGES, "0-255", [], [])
+    assert factory.scaling(IMAGES, "", "", "") is None
+    mean, std = factory.scaling(IMAGES, "0-255", "", "")
     assert torch.allclose((IMAGES.float() / 255 - mean[:, None, None]) / std[:, None, None], IMAGES.float(), atol=1e-3)
-    mean, std = factory.scaling(IMAGES, "normalised", [], [])
+    mean, std = factory.scaling(IMAGES, "normalised", "", "")
     pixels = (IMAGES.float() / 255 - mean[:, None, None]) / std[:, None, None]
     assert pixels.mean((0, 2, 3)).abs().max() < 1e-5
     assert (pixels.std((0, 2, 3)) - 1).abs().max() < 1e-5
-    mean, std = factory.scaling(IMAGES, "", [0.1], [0.2, 0.3, 0.4])
+    mean, std = factory.scaling(IMAGES, "", "0.1", "0.2,0.3,0.4")
     assert (mean.tolist(), std.tolist()) == (pytest.approx([0.1] * 3), pytest.approx([0.2, 0.3, 0.4]))
-    for wrong in (
-        ("0-1", [0.1], [0.2]),
-        ("", [0.1, 0.2], [0.2]),
-        ("", [0.1], [0.0]),
-        ("", [], [1.0]),
-        ("", [99.0], [1.0]),
-    ):
-        with pytest.raises(MgenbError, match="right is --scale alone, or --mean and --std of pixels"):
-            factory.scaling(IMAGES, *wrong)
+    wrong = [
+        ("0-1", "0.1", "0.2"),
+        ("", "0.1,0.2", "0.2"),
+        ("", "0.1", "0"),
+        ("", "", "1"),
+        ("", "99", "1"),
+        ("", "a", "1"),
+    ]
+    for given in [*wrong, ("", "nan", "1"), ("normalised", "", "1"), ("", "0.1", "")]:
+        with pytest.raises(MgenbError, match=r"right is --scale alone, or --mean and --std of pixels in \[0, 1\]"):
+            factory.scaling(IMAGES, *given)

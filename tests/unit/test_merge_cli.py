@@ -217,7 +217,7 @@ def test_how_images_are_scaled_is_said_once(files, tmp_path, capsys, monkeypatch
         (["--mean", "0.4"], "right is --scale alone, or --mean and --std"),
         (["--mean", "0.4", "--std", "0,2"], "right is --scale alone, or --mean and --std"),
         (["--mean", "33", "--std", "78"], "right is --scale alone, or --mean and --std"),
-        (["--mean", "a", "--std", "0.2"], "--mean is 'a'; right is a number"),
+        (["--mean", "a", "--std", "0.2"], "--mean 'a', --std '0.2'; right is --scale alone"),
     ]:
         code, _, error = mgenb(capsys, monkeypatch, *files, *BASICS, *options, "--out", tmp_path / "x.pt")
         assert (code, message in error) == (2, True), error
