@@ -6,7 +6,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN || echo 1)
 OUT ?= runs/gpu
 CHECKED := runs/checked
 
-.PHONY: install run test slow bench gpu lab
+.PHONY: install run test slow faults bench gpu lab site
 
 install: .venv/.installed
 
@@ -25,8 +25,8 @@ run: install
 # the tests of one file share a process, and so its fixtures; those of notebooks are long and go one by one, after
 # `mgenb check`, whose rows and records they compare
 test: install
-	$(BIN)/ruff check mgenb tests notebooks conftest.py
-	$(BIN)/ruff format --check mgenb tests conftest.py
+	$(BIN)/ruff check mgenb tests docs notebooks conftest.py
+	$(BIN)/ruff format --check mgenb tests docs conftest.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests --ignore=tests/notebooks -m "not slow" -n auto --dist loadfile
@@ -37,11 +37,19 @@ test: install
 slow: install
 	$(BIN)/python -m pytest tests -m slow
 
+# some hundred kills, corruptions, bad inputs, odd places and crafted files; `make test` has a fixed part of them
+faults: install
+	MGENB_FAULTS=whole $(BIN)/python -m pytest tests/faults/harness -n auto --dist worksteal
+
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=min,median,rounds
 
 gpu: install
 	$(BIN)/python tests/gpu/run.py --budget $(BUDGET) --out $(OUT)
+
+# every warning, and every link that leads nowhere, is an error; no notebook is executed
+site: install
+	$(BIN)/python docs/build.py
 
 # .jupyterlab turns automatic saving off, which would write what was only read
 lab: install

@@ -22,7 +22,7 @@ def device(name: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise MgenbError(f"device {str(name)!r} cannot be used here; try 'auto' or 'cpu'") from error
     return chosen
 

@@ -2,10 +2,11 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 
 class MgenbError(Exception):
@@ -42,9 +43,13 @@ def choose(kind: str, value: str, known: Iterable[str]) -> str:
 def demand(settings: object, of: str = "", **right: Iterable[str] | int | float | tuple[float, float]) -> None:
     """Check fields of `settings`: names by those that are known, numbers by the least that is right, or (least, most).
 
-    Where the least is an int, so must be the number; where it is a float, any finite number will do.
+    Where the least is an int, so must be the number; where it is a float, any finite number will do. Fields that are
+    texts or truth values by their annotation are checked unasked.
     Raises MgenbError for the first field that is wrong, and calls it 'field' or, with `of`, 'field of ...'.
     """
+    for field, kind in get_type_hints(type(settings)).items():
+        if kind in (bool, str) and not isinstance(value := getattr(settings, field), kind):
+            raise MgenbError(f"{field} is {value!r}; right is {'a text' if kind is str else 'True or False'}")
     for field, known in right.items():
         value, name = getattr(settings, field), f"{field} of {of}" if of else field
         bounds: tuple[Any, ...] = (known, math.inf) if isinstance(known, int | float) else tuple(known)
@@ -56,8 +61,9 @@ def demand(settings: object, of: str = "", **right: Iterable[str] | int | float 
 
 def check(name: str, value: object, least: float, most: float = math.inf) -> None:
     """Raise MgenbError unless `value` is a number from `least` to `most`; where `least` is an int, a whole number."""
-    kind, word = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
+    whole = isinstance(least, int)
+    kind, word, below = (Integral, "a whole number", math.inf) if whole else (Real, "a number", sys.float_info.max)
     number = isinstance(value, kind) and not isinstance(value, bool)
-    if not (number and least <= value <= most and value < math.inf):  # type: ignore[operator]
+    if not (number and least <= value <= most and value < below):  # type: ignore[operator]
         limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise MgenbError(f"{name} is {value!r}; right is {word} {limit}")

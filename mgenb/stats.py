@@ -7,6 +7,7 @@ Nothing here imports torch, and scipy's submodules load on first use.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 import scipy
@@ -154,7 +155,8 @@ def largest(estimates: Sequence[Estimate], of: int) -> Estimate:
 
 def proportion(k: int, n: int, unit: str = "images") -> Estimate:
     """Share k / n in [0, 1] with Wilson's score interval (1927). Raises MgenbError unless whole and 0 <= k <= n."""
-    if not (n > 0 and 0 <= k <= n and k % 1 == n % 1 == 0):
+    numbers = isinstance(k, Real) and isinstance(n, Real)
+    if not (numbers and 0 <= k <= n and 0 < n < 2**63 and k % 1 == n % 1 == 0):
         raise MgenbError(f"{k} of {n} is not a proportion")
     test = scipy.stats.binomtest(int(k), int(n))
     return Estimate(k / n, int(n), unit, "Wilson interval", lambda level: test.proportion_ci(level, method="wilson"))
@@ -199,7 +201,7 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
 
     Raises MgenbError for what is no probability.
     """
-    p = np.asarray(pvalues, dtype=np.float64)
+    p = _floats("p-values", pvalues)
     if not ((p >= 0) & (p <= 1)).all():  # NaN is neither
         raise MgenbError(f"p-values are {p.tolist()}; right is from 0 to 1 each")
     order = np.argsort(p, kind="stable")
@@ -209,8 +211,15 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def _floats(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MgenbError(f"{name} are {values!r}; right are numbers") from error
+
+
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    x = np.asarray(values, dtype=np.float64).ravel()
+    x = _floats(name, values).ravel()
     if x.size == 0:
         raise MgenbError(f"{name} is empty; a statistic needs at least one number")
     if not np.isfinite(x).all():

@@ -226,10 +226,12 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises MgenbError when the file's hash is not the one in the JSON beside it.
     """
     beside = path.with_suffix(".json")
+    if odd := next((file for file in (path, beside) if not file.is_file()), None):  # pipes and devices never end
+        raise MgenbError(f"{odd} is not there, or no file: delete it and run again")
     try:
         settings = json.loads(beside.read_text(encoding="utf-8"))
         recorded = settings[CHECKSUM]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MgenbError(f"{beside} is damaged; delete it and run again") from error
     if file_hash(path) != recorded:
         raise MgenbError(f"{path} does not match its recorded hash: it is damaged; delete it and run again")

@@ -45,7 +45,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         demand(self, optimiser=("sgd", "adam"), schedule=("constant", "triangle"), precision=PRECISIONS)
-        demand(self, of="the recipe", rate=0.0, momentum=(0.0, 1.0), batch=1)
+        demand(self, of="the recipe", rate=0.0, momentum=(0.0, 1.0), batch=1, version=1)
 
 
 # MGE Table I names SGD at 0.01 and Adam at 0.001 with cross-entropy; batch and momentum are not stated
@@ -203,6 +203,7 @@ def trained(
     """
     settings = _settings(arch, dataset, recipe, epochs, seed)
     path, net, name = _file(settings), fresh(arch, dataset, seed), f"{arch} on {dataset.name}, seed {seed}"
+    checkpoint = path.with_suffix(".checkpoint")
     with store.lock(path):
         if there := _there(settings, retrain):
             state, whence = there
@@ -210,12 +211,11 @@ def trained(
             if not os.environ.get(QUIET):
                 print(f"{name}: {whence}", file=sys.stderr)
         else:
-            checkpoint = path.with_suffix(".checkpoint")
             own: dict[str, Any] = {"epochs": epochs, "seed": derive(seed, "fit", arch)}
             losses = fit(net, dataset.train, RECIPES[recipe], **own, checkpoint=checkpoint, show=f"training {name}")
             store.save_weights(path, net.state_dict(), {**settings, "losses": losses, **_made_on(net)})
             _anew.add(path)
-            checkpoint.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)  # also that of a process that was killed just before
     return net.eval()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,18 @@ import pytest
 
 from mgenb.executor import WORKER
 
-APART = ("unit", "faults")
+APART = ("unit", "faults", "harness")
+FAULTS = ("kills", "corruptions", "bad inputs", "places", "crafted files")  # as the harness counts its trials
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how many trials of each kind of fault were made."""
+    counts: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", "") == "call":
+            counts.update({name: count for name, count in report.user_properties if name in FAULTS})
+    if counts:
+        terminalreporter.write_line("faults: " + ", ".join(f"{counts[kind]} {kind}" for kind in FAULTS))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from mgenb import store
 from mgenb.errors import MgenbError
 
-VERSION = 1  # raise it when decoding changes: it is part of the cache's keys
+VERSION = 2  # raise it when decoding changes: it is part of the cache's keys
 LAYOUT = "train/<class>/<image>, test/<class>/<image> and, if you have one, val/<class>/<image>"
 SPLITS = ("train", "val", "test")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
@@ -62,8 +62,10 @@ class Entry(NamedTuple):
 
 @contextmanager
 def reading(path: File) -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises into one MgenbError that names it."""
+    """Turn whatever a missing or damaged file, a pipe or a device raises into one MgenbError that names it."""
     try:
+        if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("only regular files are read")
         yield
     except Exception as error:  # gzip, zipfile, PIL, numpy and torchvision have a dozen kinds between them
         why = " ".join(str(error).split())
@@ -83,7 +85,10 @@ def _idx(path: Path, dims: int) -> np.ndarray:
     """Return a uint8 array with `dims` axes. torchvision's reader takes no .gz, and checks by `assert` alone."""
     path = path if path.exists() else path.with_suffix(".gz")
     with reading(path):
-        blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            blob = file.read(LARGEST_FILE + 1)
+        if len(blob) > LARGEST_FILE:
+            raise ValueError(f"above {LARGEST_FILE} bytes unpacked")
         magic, *shape = struct.unpack_from(f">{1 + dims}I", blob)
         if magic != 0x0800 + dims:
             raise ValueError(f"magic number {magic:#x} where idx has {0x0800 + dims:#x}")
@@ -109,6 +114,8 @@ def read_batches(folder: Path) -> Arrays:
 def read_npz(classes: Sequence[str], path: Path) -> Arrays:
     """Read a shipped sample of MNIST or Fashion-MNIST."""
     with reading(path), np.load(path) as file:
+        if max(member.file_size for member in file.zip.infolist()) > LARGEST_FILE:
+            raise ValueError(f"an array of it is above {LARGEST_FILE} bytes")
         arrays = {split: (file[f"x_{split}"][:, None], file[f"y_{split}"]) for split in ("train", "test")}
     return Arrays({split: _part(*pair, classes, path) for split, pair in arrays.items()}, tuple(classes))
 
@@ -277,15 +284,15 @@ def _write_cache(file: Path, arrays: Arrays) -> None:
     parts = arrays.parts.items()
     stored = {f"{s} {field}": np.ascontiguousarray(v) for s, part in parts for field, v in part._asdict().items()}
     about = {"classes": arrays.classes, "jpeg": arrays.jpeg, "digest": _digest(arrays), "splits": [*arrays.parts]}
-    store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about)}))
+    store.write_atomic(file, partial(save_file, stored, metadata={"about": json.dumps(about), "key": file.stem}))
 
 
 def _read_cache(file: Path) -> tuple[Arrays, str]:
     with safe_open(file, "pt") as cache:  # maps the file, where "numpy" would read all of it
-        about, parts = json.loads(cache.metadata()["about"]), {}
+        about, key, parts = json.loads(cache.metadata()["about"]), cache.metadata()["key"], {}
         for split in about["splits"]:
             parts[split] = Part(*(cache.get_tensor(f"{split} {field}").numpy() for field in Part._fields))
     arrays = Arrays(parts, tuple(about["classes"]), about["jpeg"])
-    if _digest(arrays) != about["digest"]:
-        raise ValueError("their checksum is another one")
+    if (_digest(arrays), file.stem) != (about["digest"], key):
+        raise ValueError("their checksum or key is another one")
     return arrays, about["digest"]

@@ -87,8 +87,14 @@ def named(name: str, folder: Path) -> str:
     Raises MgenbError for what is neither.
     """
     name = str(name)
-    own = folder / at_home(name)
-    if name in NAMES or not (own.exists() or own.suffix == ".zip" or os.sep in name):
+    if name in NAMES:
+        return name
+    try:
+        own = folder / at_home(name)
+        there = own.exists()
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise MgenbError(f"dataset {name!r} cannot be looked for ({error}): give a name or an existing path") from error
+    if not (there or own.suffix == ".zip" or os.sep in name):
         return choose("dataset", name, NAMES)
     if not (own.is_dir() or (own.is_file() and own.suffix == ".zip")):
         wanted = f"a folder or .zip with {LAYOUT}, or one of {', '.join(NAMES)}"

@@ -6,7 +6,7 @@ For few-shot learning it is dealt by class: classes to train on, to select on, a
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -169,7 +169,7 @@ def allocate(counts: IntArray, n: int, rng: np.random.Generator) -> IntArray:
 
 def subset(labels: IntArray, n: int, rng: np.random.Generator, what: str) -> IntArray:
     """Return sorted indices (int64 [n]) of a stratified random subset; errors name the request `what`."""
-    if not isinstance(n, Integral) or not 1 <= n <= len(labels):
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= len(labels):
         raise MgenbError(f"{what}: right is a whole number from 1 to {len(labels)}, the images there are")
     classes, counts = np.unique(labels, return_counts=True)
     shares = allocate(counts, n, rng)
@@ -185,7 +185,7 @@ def split_indices(
 
     Raises MgenbError when `fraction` is not between 0 and 1 or a class (called `names[label]`) has one group.
     """
-    if not 0 < fraction < 1:
+    if not (isinstance(fraction, Real) and 0 < fraction < 1):
         raise MgenbError(f"val_fraction is {fraction}: it must lie between 0 and 1, both excluded")
     classes, counts = np.unique(labels, return_counts=True)
     targets = allocate(counts, round(fraction * len(labels)), rng)

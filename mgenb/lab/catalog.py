@@ -64,7 +64,7 @@ def in_turn(chosen: Iterable[Notebook]) -> list[Notebook]:
 
 def find(wanted: str) -> Notebook:
     """Return the notebook with this stem or number ('1', '01', '01_frequency_sensitivity')."""
-    known = {notebook.stem: notebook for notebook in notebooks()}
+    wanted, known = str(wanted), {notebook.stem: notebook for notebook in notebooks()}
     for stem, notebook in known.items():
         if wanted.removesuffix(".ipynb") == stem or (wanted and wanted.zfill(2) == stem.split("_")[0]):
             return notebook
@@ -105,9 +105,10 @@ def version(stem: str) -> int:
     """Return the VERSION of the experiment on whose rows a notebook stands: of the cell tagged so; 1 where none is."""
     stem = next((notebook.measured_in for notebook in notebooks() if notebook.stem == stem), stem)
     path = project_root() / "notebooks" / f"{stem}.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    for cell in cells:
-        found = re.search(r"^VERSION = (\d+)", "".join(cell["source"]), re.MULTILINE)
-        if found and "experiment" in cell["metadata"].get("tags", []):
-            return int(found[1])
-    return 1
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+        tagged = ("".join(cell["source"]) for cell in cells if "experiment" in cell["metadata"].get("tags", []))
+        found = next(filter(None, (re.search(r"^VERSION = (\d+)", text, re.MULTILINE) for text in tagged)), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MgenbError(f"{path} is no notebook ({error}): restore it with git") from error
+    return int(found[1]) if found else 1

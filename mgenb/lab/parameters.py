@@ -117,8 +117,8 @@ def chosen(names: list[str], profile: str, file: str | None = None) -> tuple[Net
     if file:
         try:
             own, folder = _entries(Path(file).read_text(encoding="utf-8")), Path(file).parent
-        except (OSError, ValueError) as error:
-            raise MgenbError(f"networks_file {file} cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise MgenbError(f"networks_file {file} cannot be read ({error}): give another file") from error
         if both := sorted(own.keys() & entries.keys()):
             raise MgenbError(f"networks_file {file} names {both[0]!r}, which is known already; give it another name")
         entries |= own

@@ -112,7 +112,7 @@ def read(path: Path) -> Record:
     """Return the record in a file; MgenbError says what is wrong with it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MgenbError(f"{path} is not a record ({error}); make it again with `mgenb run`") from error
     return Record.from_json(value, str(path))
 

@@ -243,7 +243,7 @@ def read(path: Path) -> Rows:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MgenbError(f"{path} cannot be read ({error}); delete it and measure again") from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mgenb import digest
 from mgenb.errors import MgenbError
 
 MOVES = "moves.json"  # written once everything is there: from then on the move is finished, if need be by others
@@ -61,11 +62,14 @@ def move_out(stage: Path, moves: Mapping[str, Path], gone: Iterable[Path] = ()) 
     places = {name: os.path.relpath(place, stage) for name, place in moves.items()}
     obsolete = [os.path.relpath(path, stage) for path in gone]
     draft = stage / f"{MOVES}.draft"
-    draft.write_text(json.dumps({"moves": places, "gone": obsolete}), encoding="utf-8")
-    for path in (*(stage / name for name in moves), draft):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    os.replace(draft, stage / MOVES)
+    try:
+        draft.write_text(json.dumps(digest.sealed({"moves": places, "gone": obsolete})), encoding="utf-8")
+        for path in (*(stage / name for name in moves), draft):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, stage / MOVES)
+    except OSError as error:
+        raise _cannot_write(stage, error) from error
     finish(stage)
 
 
@@ -74,7 +78,7 @@ def finish(stage: Path) -> None:
     if not (stage / MOVES).exists():
         return
     try:
-        journal = json.loads((stage / MOVES).read_text(encoding="utf-8"))
+        journal = digest.unsealed(json.loads((stage / MOVES).read_text(encoding="utf-8")), str(stage / MOVES))
         for path in journal["gone"]:
             (stage / path).unlink(missing_ok=True)
         for name, place in journal["moves"].items():
@@ -83,7 +87,7 @@ def finish(stage: Path) -> None:
                 os.replace(stage / name, stage / place)
     except OSError as error:
         raise MgenbError(f"could not move what is in {stage}: {error}; the same command goes on with it") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise MgenbError(f"{stage / MOVES} is damaged: delete {stage}, and run again") from error
     shutil.rmtree(stage)
 

@@ -39,7 +39,7 @@ class Episodes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        demand(self, ways=2, shots=1, queries=1, count=1)
+        demand(self, ways=2, shots=1, queries=1, count=1, seed=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ def fastest(net: nn.Module, images: torch.Tensor) -> Way:
         "threads": torch.get_num_threads(),
     }
     file = store.cache_dir() / "speed" / f"{store.key_of(about)}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # not there, or damaged
         if (known := tuple(json.loads(file.read_text(encoding="utf-8"))["fastest"])) in WAYS:
             return known
     took = _measured(net, images)

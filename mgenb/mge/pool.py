@@ -77,13 +77,11 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
     MgenbError when `out` holds another pool, when too few are accepted, or when it cannot be written; the rows stay.
     """
     place = devices.device(device)
-    own = (".", HEADER, MANIFEST)  # how names begin in a folder whose pool was killed before its base
-    known = (out / BASE).exists() or not out.exists()
-    if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
-        raise MgenbError(f"{out} is there and is no pool; choose another --out")
     limits: dict[str, Any] = {"train_limit": plan.train_limit or None, "val_limit": plan.val_limit or None}
-    dataset = data.load(plan.dataset, source="samples" if plan.samples else "auto", seed=plan.seed, **limits).to(place)
+    limits |= {"source": "samples" if plan.samples else "auto", "seed": plan.seed}
     try:
+        _refuse_foreign(out)
+        dataset = data.load(plan.dataset, **limits).to(place)
         with store.lock(out / MANIFEST):
             _prepare(plan, out, dataset)
             _grow(Pool(out, partial=True), dataset.val, executor)
@@ -91,6 +89,14 @@ def create(plan: Plan, out: Path, *, device: str | torch.device = "cpu", executo
         kept = "all models made so far are kept, and the same command goes on once that is mended"
         raise MgenbError(f"could not write {out}: {error.strerror or error}; {kept}") from error
     return Pool(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise MgenbError unless `out` is a pool, one that was killed before its base, or not there."""
+    own = (".", HEADER, MANIFEST)  # how names begin in it
+    known = (out / BASE).exists() or not out.exists()
+    if not known and not (out.is_dir() and all(path.name.startswith(own) for path in out.iterdir())):
+        raise MgenbError(f"{out} is there and is no pool; choose another --out")
 
 
 def _prepare(plan: Plan, out: Path, dataset: data.Dataset) -> None:
@@ -248,7 +254,7 @@ class Pool(Dataset[nn.Module]):
         *lines, _ = file.read_bytes().split(b"\n") if file.exists() else [b""]
         for line in lines:
             intact = False
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 row = json.loads(line)
                 intact = row.pop("check") == self.check(row) and row["index"] == len(rows)
             if not intact:

@@ -8,6 +8,7 @@ from mgenb.errors import MgenbError, choose
 from mgenb.nets.mega import MEGA
 from mgenb.nets.mge import MGE, chain
 
+MOST = 100_000  # classes: the last layer is held in memory
 SIZE = 32  # every network of ours sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
 
 ARCHITECTURES = MGE | MEGA  # name -> (channels, classes) -> network
@@ -49,11 +50,11 @@ def build(
 
     `mean` and `std` (float [channels], of pixels in [0, 1]) default to 0.5 and 0.25.
     The weights are drawn from torch's global generator. Raises MgenbError for an unknown architecture,
-    channels other than 1 or 3, a size other than 28 or 32, or fewer than two classes.
+    channels other than 1 or 3, a size other than 28 or 32, or a number of classes that is not from 2 to `MOST`.
     """
     choose("architecture", arch, ARCHITECTURES)
-    if channels not in (1, 3) or size not in (28, 32) or classes < 2:
-        right = "1 or 3 channels, 28 or 32 pixels and at least 2 classes"
+    if channels not in (1, 3) or size not in (28, 32) or not (isinstance(classes, int) and 2 <= classes <= MOST):
+        right = f"1 or 3 channels, 28 or 32 pixels and 2 to {MOST} classes"
         raise MgenbError(f"{arch} takes {right}; got {channels} channels, {size} pixels, {classes} classes")
     mean = torch.full((channels,), 0.5) if mean is None else mean
     std = torch.full((channels,), 0.25) if std is None else std

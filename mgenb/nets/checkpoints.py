@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mgenb import store
+from mgenb.digest import CHECKSUM, file_hash
 from mgenb.errors import MgenbError
 from mgenb.store import State
 
@@ -84,6 +86,7 @@ def read(file: Path, net: nn.Module) -> Checkpoint:
     MgenbError for what is none of these (for TorchScript and pickled objects with the lines that save a state_dict),
     and names the keys that do not fit, or the shape.
     """
+    _refuse_changed(file)
     content, metadata = _content(file)
     own = net.state_dict()
     place = _found(file, content, own)
@@ -135,9 +138,19 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
     store.save_new(path, whole, settings, save, SUFFIXES)
 
 
+def _refuse_changed(file: Path) -> None:
+    """Raise MgenbError where the JSON beside a file is one that mgenb wrote of another file."""
+    beside = file.with_suffix(".json")
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it need not be one that mgenb wrote
+        if json.loads(beside.read_text(encoding="utf-8"))[CHECKSUM] != file_hash(file):
+            raise MgenbError(f"{file} is damaged or not the file of {beside}: replace it, or delete {beside}")
+
+
 def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
     """Return what is in a file, and the metadata of safetensors, None for another format."""
     try:
+        if not file.is_file():
+            raise ValueError("only regular files are read")
         if file.suffix == ".json":
             return _sharded(file)
         with file.open("rb") as opened:

@@ -284,7 +284,7 @@ def test_recalibration_refuses_the_test_split_and_single_images(residual, small)
     own = population.state_of(residual)
     with pytest.raises(SealedSplitError):
         align.recalibrate(residual, own, replace(small.val, role="test"))
-    with pytest.raises(MgenbError, match="on 1 images; right is at least 2"):
+    with pytest.raises(MgenbError, match="images for BatchNorm is 1; right is a whole number of at least 2"):
         align.recalibrate(residual, own, small.train.at(torch.tensor([0])))
     with pytest.raises(MgenbError, match=r"lacks 'net\.fc\.bias'"):
         align.recalibrate(residual, {name: own[name] for name in own if name != "net.fc.bias"}, small.train)

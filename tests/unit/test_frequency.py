@@ -424,8 +424,8 @@ def test_layers_are_weights_and_nothing_else_is_changed():
         (lambda w: frequency.select(w, "fig7", 1, domain="weights", tenth="last"), "unknown tenth"),
         (lambda w: frequency.select(w, "energetic", 1), "did you mean 'energy'"),
         (lambda w: frequency.select(w, "random", 1, domain="weight"), "did you mean 'weights'"),
-        (lambda w: frequency.select(w, "energy", 17), "17 of 16"),
-        (lambda w: frequency.select(w, "energy", -1), "-1 of 16"),
+        (lambda w: frequency.select(w, "energy", 17), "is 17; right is a whole number from 0 to 16"),
+        (lambda w: frequency.select(w, "energy", -1), "is -1; right is a whole number from 0 to 16"),
     ],
 )
 def test_wrong_names_and_counts_are_refused(call, words):

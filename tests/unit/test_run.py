@@ -263,7 +263,7 @@ def test_what_is_counted_of_an_architecture_needs_no_sound_network(several, caps
 
 def test_verdicts_need_base_networks_and_evidence_a_known_claim():
     run = start()
-    with pytest.raises(MgenbError, match=r"call run\.bases before"):
+    with pytest.raises(MgenbError, match=r"call run\.rest_on before"):
         run.verdicts()
     with pytest.raises(MgenbError, match=r"did you mean 'mge.fig6.high_worse_than_low'"):
         run.evidence("mge.fig6.high_worse_than_lo", stats.mean([1.0, 2.0, 3.0]))
