@@ -140,8 +140,8 @@ def write_back(state: State, like: Checkpoint, path: Path, settings: Mapping[str
 
 def _refuse_changed(file: Path) -> None:
     """Raise MgenbError where the JSON beside a file is one that mgenb wrote of another file."""
-    beside = file.with_suffix(".json")
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it need not be one that mgenb wrote
+        beside = file.with_suffix(".json")
         if json.loads(beside.read_text(encoding="utf-8"))[CHECKSUM] != file_hash(file):
             raise MgenbError(f"{file} is damaged or not the file of {beside}: replace it, or delete {beside}")
 

@@ -298,6 +298,16 @@ def tensors_in(file):
     return found
 
 
+def test_a_file_that_is_not_that_of_the_json_beside_it_is_refused(tmp_path):
+    net = user_net()
+    checkpoint = checkpoints.read(torch_file(bare)(net, tmp_path), ours(net))
+    checkpoints.write_back(checkpoint.state, checkpoint, merged := tmp_path / "b.pt", {})
+    checkpoints.read(merged, ours(net))
+    torch.save({key: 2 * tensor for key, tensor in net.state_dict().items()}, merged)
+    with pytest.raises(MgenbError, match=r"b.pt is damaged or not the file of .*b.json"):
+        checkpoints.read(merged, ours(net))
+
+
 def test_what_lightning_needs_to_load_is_kept(tmp_path):
     net = user_net()
     checkpoint = checkpoints.read(torch_file(lightning, ".ckpt")(net, tmp_path), ours(net))
