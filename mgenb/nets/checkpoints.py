@@ -71,7 +71,7 @@ class Checkpoint:
     place: Place
     around: Mapping[str, Any]
     suffix: str
-    metadata: Mapping[str, str] | None
+    metadata: dict[str, str] | None
 
     @property
     def scales(self) -> bool:
@@ -146,7 +146,7 @@ def _refuse_changed(file: Path) -> None:
             raise MgenbError(f"{file} is damaged or not the file of {beside}: replace it, or delete {beside}")
 
 
-def _content(file: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
+def _content(file: Path) -> tuple[Mapping[str, Any], dict[str, str] | None]:
     """Return what is in a file, and the metadata of safetensors, None for another format."""
     try:
         if not file.is_file():
@@ -184,7 +184,7 @@ def _holds_code(file: Path, named: str) -> str:
     return f"{file} holds {holds}, which could run code here; where you trust it, save its weights alone:\n{lines}"
 
 
-def _sharded(index: Path) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
+def _sharded(index: Path) -> tuple[Mapping[str, Any], dict[str, str] | None]:
     """Return the tensors of all shards that an index names, which lie beside it."""
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if any(Path(shard).name != shard or shard.endswith(".json") for shard in shards):
