@@ -63,7 +63,7 @@ def test_a_function_or_class_of_the_users_own_makes_the_network(name):
     net = build(f"mine_of_factory:{name}")
     assert isinstance(net, nn.Sequential)
     pixels = (IMAGES.float() / 255 - 0.5) / 0.25
-    assert torch.allclose(net(IMAGES), net.net(pixels), atol=1e-5)
+    assert torch.allclose(net(IMAGES), net.get_submodule("net")(pixels), atol=1e-5)
     assert net(IMAGES).shape == (5, 10)
 
 
@@ -112,15 +112,21 @@ def test_timms_networks_are_made_for_these_images(arch, channels, size):
     assert build(arch, channels=channels, size=size)(IMAGES[:, :channels, :size, :size]).shape == (5, 10)
 
 
+def given(*options):
+    found = factory.scaling(IMAGES, *options)
+    assert found
+    return found
+
+
 def test_scales():
     assert factory.scaling(IMAGES, "", "", "") is None
-    mean, std = factory.scaling(IMAGES, "0-255", "", "")
+    mean, std = given("0-255", "", "")
     assert torch.allclose((IMAGES.float() / 255 - mean[:, None, None]) / std[:, None, None], IMAGES.float(), atol=1e-3)
-    mean, std = factory.scaling(IMAGES, "normalised", "", "")
+    mean, std = given("normalised", "", "")
     pixels = (IMAGES.float() / 255 - mean[:, None, None]) / std[:, None, None]
     assert pixels.mean((0, 2, 3)).abs().max() < 1e-5
     assert (pixels.std((0, 2, 3)) - 1).abs().max() < 1e-5
-    mean, std = factory.scaling(IMAGES, "", "0.1", "0.2,0.3,0.4")
+    mean, std = given("", "0.1", "0.2,0.3,0.4")
     assert (mean.tolist(), std.tolist()) == (pytest.approx([0.1] * 3), pytest.approx([0.2, 0.3, 0.4]))
     wrong = [
         ("0-1", "0.1", "0.2"),
@@ -130,6 +136,6 @@ def test_scales():
         ("", "99", "1"),
         ("", "a", "1"),
     ]
-    for given in [*wrong, ("", "nan", "1"), ("normalised", "", "1"), ("", "0.1", "")]:
+    for options in [*wrong, ("", "nan", "1"), ("normalised", "", "1"), ("", "0.1", "")]:
         with pytest.raises(MgenbError, match=r"right is --scale alone, or --mean and --std of pixels in \[0, 1\]"):
-            factory.scaling(IMAGES, *given)
+            factory.scaling(IMAGES, *options)
