@@ -17,12 +17,12 @@ class SealedSplitError(MgenbError):
     """The test split was asked for outside its one door, `run.final_test`."""
 
 
-def at_home(path: str | Path) -> Path:
-    """Return a path with the user's home in place of `~`; MgenbError where there is none."""
+def at_home(path: str | Path, where: str = "") -> Path:
+    """Return a path with the user's home in place of `~`; MgenbError, which says `where` to mend it, where none is."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise MgenbError(f"{path} lies in a home folder that cannot be found: give a path without ~") from error
+        raise MgenbError(f"{path} lies in a home folder that cannot be found: give a path without ~{where}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

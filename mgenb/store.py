@@ -66,7 +66,8 @@ def wrong_with(name: str, tensor: object) -> str:
 
 def cache_dir() -> Path:
     """Return the cache folder: `MGENB_CACHE`, else `$XDG_CACHE_HOME/mgenb`, else `~/.cache/mgenb`."""
-    return at_home(os.environ.get("MGENB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mgenb"))
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mgenb")
+    return at_home(os.environ.get("MGENB_CACHE") or usual, " in MGENB_CACHE")
 
 
 def tensor_hash(state: State, names: Iterable[str]) -> str:
@@ -90,8 +91,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk under torch, safetensors
         raise _cannot_write(path, error) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _forget(path: Path) -> None:
@@ -140,7 +141,7 @@ def load_progress(path: Path | None, key: str, device: torch.device) -> dict[str
 
     Raises MgenbError for a damaged file, and for one that was written under another key.
     """
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):  # False for a name that is too long, where Path's own fails
         return None
     try:
         content = path.read_bytes()
@@ -164,7 +165,7 @@ def lock(path: Path) -> Iterator[None]:
     Where nothing can be written nothing is locked either: what is there can be read. Raises MgenbError for a lock that
     cannot be had for another reason.
     """
-    held = FileLock(path.with_name(path.name + ".lock"))
+    held = FileLock(path.with_name(path.name + ".lock"), fallback_to_soft=False)  # a soft one may be held for ever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -208,7 +209,11 @@ def save_new(
 
 def refuse_taken(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Raise MgenbError unless `path` is a new name for weights with JSON beside them, or was left by a killed one."""
-    if path.suffix not in suffixes or path.exists() or (path.with_suffix(".json").exists() and not _left(path)):
+    try:
+        taken = path.exists() or (path.with_suffix(".json").exists() and not _left(path))
+    except OSError as error:  # a name that is too long
+        raise _cannot_write(path, error) from error
+    if path.suffix not in suffixes or taken:
         ends = " or ".join(suffixes)
         raise MgenbError(f"{path} exists or does not end in {ends}; right is a new name like model{suffixes[0]}")
 

@@ -82,11 +82,18 @@ def plan(wanted: str, profile: str, given: Sequence[str], out: Path | None) -> l
     texts, jobs = _pairs(given), list[Job]()
     for notebook in chosen:
         values, changed = _checked(notebook, profile, texts)
-        folder = at_home(out or catalog.output_dir(profile, changed)).resolve()
+        folder = _resolved(at_home(out or catalog.output_dir(profile, changed)))
         if folder == (catalog.project_root() / "notebooks").resolve():
             raise MgenbError("--out is the notebooks folder, whose notebooks would be overwritten; give another")
         jobs.append(Job(notebook, path_of(notebook), {"profile": profile, **values}, folder))
     return jobs
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise MgenbError(f"{folder} is a link that leads back to itself: give another --out") from error
 
 
 def _checked(notebook: catalog.Notebook, profile: str, texts: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
@@ -144,7 +151,10 @@ def execute(job: Job) -> Outcome:
             path.replace(job.stage / path.parent.name / path.name)
         print(f"{job} (about {job.notebook.cost[job.parameters['profile']]}) ...", file=sys.stderr)
         began = time.monotonic()
-        error = _execute_in(job.stage, job.path, job.parameters, job.environment)
+        try:
+            error = _execute_in(job.stage, job.path, job.parameters, job.environment)
+        except OSError as full:
+            error = f"cannot write in {job.out}: {full.strerror}; choose another --out"
         seconds = time.monotonic() - began
         if error:
             return Outcome(job, seconds, error=error)

@@ -24,7 +24,7 @@ def held(stage: Path) -> Iterator[None]:
     """
     try:
         stage.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_of(stage)).acquire(timeout=0)
+        lock = FileLock(_lock_of(stage), fallback_to_soft=False).acquire(timeout=0)
     except Timeout:
         raise MgenbError(f"process {_owner(stage)} is at work in {stage}: wait until it has ended") from None
     except (OSError, NotImplementedError) as error:
@@ -99,7 +99,7 @@ def tidy(folder: Path) -> None:
     """
     for stage in folder.glob("[!.]*"):
         try:
-            with FileLock(_lock_of(stage), timeout=0):
+            with FileLock(_lock_of(stage), timeout=0, fallback_to_soft=False):
                 finish(stage)
                 shutil.rmtree(stage, ignore_errors=True)
         except Timeout:
