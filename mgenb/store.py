@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -24,10 +24,8 @@ from mgenb.digest import CHECKSUM, file_hash, key_of
 from mgenb.errors import MgenbError, at_home
 
 State = Mapping[str, torch.Tensor]  # a state_dict
-Save = Callable[[dict[str, torch.Tensor], Path], object]
 
 
-SUFFIXES = (".safetensors",)
 HALF = torch.float16, torch.bfloat16
 FORGOTTEN = 24 * 3600  # seconds after which a temporary file is what a killed process left
 SOON = 1.0  # seconds of waiting for a lock of which nothing is said
@@ -43,7 +41,7 @@ def usable(state: State, what: str = "the state_dict") -> dict[str, torch.Tensor
     if not isinstance(state, Mapping) or not state:
         raise MgenbError(f"{what} is {type(state).__name__} without tensors; right is a dict of tensors by name")
     for name, tensor in state.items():
-        if wrong := wrong_with(name, tensor):
+        if wrong := _wrong_with(name, tensor):
             raise MgenbError(f"{name!r} of {what} {wrong}; right are dense tensors of finite floats")
     if any(tensor.dtype in HALF for tensor in state.values()):
         warnings.warn(f"{what} has half precision: float32 is computed with", stacklevel=3)
@@ -53,8 +51,8 @@ def usable(state: State, what: str = "the state_dict") -> dict[str, torch.Tensor
     return ready
 
 
-def wrong_with(name: str, tensor: object) -> str:
-    """Return what is wrong with a tensor of a state_dict, as the end of a sentence; "" for nothing."""
+def _wrong_with(name: str, tensor: object) -> str:
+    """Return what is wrong with a tensor of a state_dict, "" for nothing."""
     if not isinstance(tensor, torch.Tensor):
         return f"is {type(tensor).__name__}"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
@@ -182,15 +180,15 @@ def lock(path: Path) -> Iterator[None]:
         held.release()
 
 
-def save_weights(path: Path, state: State, settings: Mapping[str, Any], save: Save = save_file) -> None:
-    """Save a state_dict as safetensors, or as `save` does, at `path`, and `settings` with its sha256 as JSON beside it.
+def save_weights(path: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Save a state_dict as safetensors at `path`, and `settings` with its sha256 as JSON beside it.
 
     The weights come last: with them both are there.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def write(temporary: Path) -> None:
-        save(tensors, temporary)
+        save_file(tensors, temporary)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
         path.unlink(missing_ok=True)
         write_json(path.with_suffix(".json"), {**settings, CHECKSUM: file_hash(temporary)})
@@ -198,24 +196,21 @@ def save_weights(path: Path, state: State, settings: Mapping[str, Any], save: Sa
     write_atomic(path, write)
 
 
-def save_new(
-    path: Path, state: State, settings: Mapping[str, Any], save: Save = save_file, suffixes: Sequence[str] = SUFFIXES
-) -> None:
+def save_new(path: Path, state: State, settings: Mapping[str, Any]) -> None:
     """Save as `save_weights` does; MgenbError where another process has taken the name meanwhile."""
     with lock(path):
-        refuse_taken(path, suffixes)
-        save_weights(path, state, settings, save)
+        refuse_taken(path)
+        save_weights(path, state, settings)
 
 
-def refuse_taken(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Raise MgenbError unless `path` is a new name for weights with JSON beside them, or was left by a killed one."""
+def refuse_taken(path: Path) -> None:
+    """Raise MgenbError unless `path` is a new name for what `save_weights` writes, or was left by a killed one."""
     try:
         taken = path.exists() or (path.with_suffix(".json").exists() and not _left(path))
     except OSError as error:  # a name that is too long
         raise _cannot_write(path, error) from error
-    if path.suffix not in suffixes or taken:
-        ends = " or ".join(suffixes)
-        raise MgenbError(f"{path} exists or does not end in {ends}; right is a new name like model{suffixes[0]}")
+    if path.suffix != ".safetensors" or taken:
+        raise MgenbError(f"{path} exists or does not end in .safetensors; right is a new name like model.safetensors")
 
 
 def _left(path: Path) -> bool:

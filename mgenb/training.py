@@ -20,7 +20,6 @@ from mgenb import nets, store
 from mgenb.data import Dataset, Split, refuse_test
 from mgenb.devices import one_thread, precise, processor
 from mgenb.errors import MgenbError, check, choose, demand
-from mgenb.nets import factory
 from mgenb.seeds import derive
 from mgenb.steps import PRECISIONS, Step
 from mgenb.store import State
@@ -161,10 +160,13 @@ def fit(
 
 def fresh(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     """Return an untrained network for `dataset`, its weights drawn from `seed`, on the dataset's device."""
+    pixels = dataset.train.images.float() / 255
+    std, mean = torch.std_mean(pixels, (0, 2, 3))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init", arch))
-        scaled = factory.normalised(dataset.train.images)
-        net = nets.build(arch, dataset.channels, dataset.size, dataset.num_classes, *scaled)
+        net = nets.build(
+            arch, dataset.channels, dataset.size, dataset.num_classes, mean.cpu(), std.clamp(min=1e-3).cpu()
+        )
     return net.to(dataset.train.images.device)
 
 

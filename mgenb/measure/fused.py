@@ -53,8 +53,6 @@ def _fold_norms(graph: fx.Graph, modules: Modules) -> list[tuple[str, str, float
         norm = _called(node, modules)
         if not isinstance(norm, nn.BatchNorm2d) or (convolution := _convolution(node.args[0], modules)) is None:
             continue
-        if norm.weight is None or norm.running_mean is None:
-            continue
         if convolution.bias is None:
             convolution.bias = nn.Parameter(torch.zeros_like(norm.weight))
         before = node.args[0]
@@ -89,12 +87,11 @@ def _called(node: fx.node.Argument, modules: Modules) -> nn.Module | None:
 
 
 def _convolution(node: fx.node.Argument, modules: Modules) -> nn.Conv2d | None:
-    """Return the convolution that a node calls, if it is called and read once and pads a number of zeros."""
+    """Return the convolution that a node calls, if only one other node reads it and its padding is in numbers."""
     module = _called(node, modules)
     if not isinstance(node, fx.Node) or len(node.users) != 1 or not isinstance(module, nn.Conv2d):
         return None
-    shared = sum(other.target == node.target for other in node.graph.nodes) > 1
-    return None if shared or module.padding_mode != "zeros" or isinstance(module.padding, str) else module
+    return None if isinstance(module.padding, str) else module
 
 
 def conv_relu(

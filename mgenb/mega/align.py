@@ -89,11 +89,7 @@ class _Reader:
     def read(self, net: nn.Module) -> None:
         """Apply to each node its rule; MgenbError that names node and operation where there is none."""
         axes: dict[fx.Node, Any] = {}
-        try:
-            graph = Tracer().trace(net)
-        except Exception as error:  # whatever a forward pass raises where it is given no numbers
-            raise MgenbError(f"units cannot be followed: the network has no fixed graph ({error})") from error
-        for node in graph.nodes:
+        for node in Tracer().trace(net).nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), axes.__getitem__)
             operation = getattr(node.target, "__name__", node.target) if node.op.startswith("call") else node.op
             if node.op == "call_module":

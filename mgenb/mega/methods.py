@@ -4,8 +4,10 @@
 BatchNorm statistics are computed anew, and no others.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from mgenb import mega, stats
+from mgenb import mega, stats, store
 from mgenb.data import Split, refuse_test
 from mgenb.devices import one_thread
 from mgenb.errors import MgenbError
@@ -118,6 +121,41 @@ def merges(name: str, result: Result, task: Task) -> bool:
     """Return whether what a method of this name ended with is a merged network: one, and neither parent's alone."""
     single = len(result.states) == 1 and name not in ("parent-bn", "mega-alone")
     return single and result.provenance(task).label() != "parent copy"
+
+
+def read_pair(files: tuple[Path, Path], net: nn.Module) -> tuple[State, State]:
+    """Return the state_dicts in two safetensors or torch files, checked against `net` from `nets.build`, on its device.
+
+    Keys may also be those of the bare architecture, without `net.` and how images are scaled: then scaling is that of
+    the other file, or `net`'s own. Raises MgenbError for a file that cannot be read, and names the key or shape that
+    does not fit.
+    """
+    own, read = net.state_dict(), [_read(file) for file in files]
+    known = {**own, **read[0], **read[1]}
+    scaling = {name: known[name] for name in own if name.startswith(mega.NORMALISE)}
+    fitted = []
+    for file, state in zip(files, read, strict=True):
+        if not any(name.startswith(("net.", mega.NORMALISE)) for name in state):
+            state = {**scaling, **{f"net.{name}": tensor for name, tensor in state.items()}}
+        population.check_fits(state, own, str(file), "the architecture with these classes")
+        fitted.append({name: state[name].to(tensor) for name, tensor in own.items()})
+    return fitted[0], fitted[1]
+
+
+def _read(file: Path) -> State:
+    beside = file.with_suffix(".json")
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it need not be one that mgenb wrote
+        if json.loads(beside.read_text(encoding="utf-8"))["sha256"] != store.file_hash(file):
+            raise MgenbError(f"{file} is damaged or not the file of {beside}: replace it, or delete {beside}")
+    try:
+        if not file.is_file():
+            raise ValueError("only regular files are read")
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        state = {str(name): tensor.detach() for name, tensor in state.items()}
+    except Exception as error:  # whatever no file, a damaged zip, pickle or header raises
+        right = "right is safetensors, or what torch.save wrote of one"
+        raise MgenbError(f"{file} is no file that holds a state_dict; {right}") from error
+    return store.usable(state, str(file))
 
 
 def _best(task: Task, states: Iterable[State]) -> Result:

@@ -9,7 +9,7 @@ from mgenb.nets.mega import MEGA
 from mgenb.nets.mge import MGE, chain
 
 MOST = 100_000  # classes: the last layer is held in memory
-SIZE = 32  # every network of ours sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
+SIZE = 32  # every network sees 32 x 32; 28 x 28 images are padded with zeros, as LeNet-5 does
 
 ARCHITECTURES = MGE | MEGA  # name -> (channels, classes) -> network
 # part of the key of each trained network: raise one, as in `| {"lenet": 2}`, when `build` gives other weights or logits
@@ -17,19 +17,18 @@ VERSIONS = dict.fromkeys(ARCHITECTURES, 1)
 
 
 class Normalise(nn.Module):
-    """Scale uint8 images to [0, 1], pad to `size` and normalise each channel; a layer, so attacks see [0, 1]."""
+    """Scale uint8 images to [0, 1], pad to 32 x 32 and normalise each channel; a layer, so attacks see [0, 1]."""
 
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor, size: int = SIZE) -> None:
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
-        self.size = size
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map [n, channels, h, w] (uint8, or float in [0, 1]) to normalised float32 [n, channels, size, size]."""
+        """Map [n, channels, h, w] (uint8, or float in [0, 1]) to normalised float32 [n, channels, 32, 32]."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        margin = (self.size - x.shape[-1]) // 2
+        margin = (SIZE - x.shape[-1]) // 2
         if margin:
             x = functional.pad(x, (margin,) * 4)
         return (x - mean[:, None, None]) / std[:, None, None]

@@ -68,24 +68,3 @@ def test_a_convolution_that_two_read_is_left_alone():
     found = torch.func.functional_call(slim, folded(net.state_dict()), (x,))
     assert torch.allclose(found, net(x), atol=1e-6)
     assert norms(slim) == 1
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("kind", ["shared", "reflect", "no affine", "no statistics"])
-def test_what_cannot_be_folded_or_fused_is_left_alone(kind):
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect" if kind == "reflect" else "zeros")
-            self.norm = nn.BatchNorm2d(3, affine=kind != "no affine", track_running_stats=kind != "no statistics")
-            self.other, self.relu = nn.BatchNorm2d(3), nn.ReLU()
-
-        def forward(self, x):
-            x = self.relu(self.norm(self.conv(x)))
-            return self.relu(self.other(self.conv(x))) if kind == "shared" else x
-
-    net, x = Odd().eval(), torch.randn(2, 3, 8, 8)
-    net.other.running_mean.fill_(1.0)
-    slim, folded = fused.fuse(net)
-    found = torch.func.functional_call(slim, folded(net.state_dict()), (x,))
-    assert torch.allclose(found, net(x), atol=1e-5)

@@ -4,15 +4,14 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from mgenb import data, store, training
+from mgenb import store, training
 from mgenb.cli import main as cli
+from mgenb.errors import MgenbError
 from mgenb.measure import population
 from mgenb.mega import align, methods
 
@@ -146,79 +145,31 @@ def test_what_is_refused(files, tmp_path, capsys, monkeypatch):
     assert taken.read_text() == "mine"
 
 
-NET = """
-from torch import nn
-
-def net(num_classes):
-    layers = nn.Conv2d(1, 4, 5, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, num_classes)
-    return nn.Sequential(*layers)
-"""
-
-
-@pytest.fixture
-def theirs(tmp_path, monkeypatch):
-    """Two networks of a user's own function, as a training loop saves them: the second has random weights."""
-    (tmp_path / "their_nets.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    scope: dict = {}
-    exec(NET, scope)
-    images = data.load("mnist", source="samples")
-    torch.manual_seed(0)
-    trained, other = scope["net"](10), scope["net"](10)
-    optimiser = torch.optim.Adam(trained.parameters(), 0.01)
-    for index in torch.randperm(len(images.train)).split(100):
-        optimiser.zero_grad()
-        batch = images.train.at(index)
-        nn.functional.cross_entropy(trained(batch.images.float() / 255), batch.labels).backward()
-        optimiser.step()
-    for name, net in {"a": trained, "b": other}.items():
-        state = {f"module.{key}": tensor.half() for key, tensor in net.state_dict().items()}
-        torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / f"{name}.pth")
-    return scope["net"](10).eval()
+def test_a_checkpoint_that_does_not_fit_is_named_by_its_key(files, lenet, small, tmp_path):
+    state = population.state_of(lenet)
+    broken = tmp_path / "broken.safetensors"
+    save_file({n: t for n, t in state.items() if n != "net.fc2.bias"}, broken)
+    with pytest.raises(MgenbError, match=r"lacks 'net.fc2.bias'"):
+        methods.read_pair((files[0], broken), lenet)
+    save_file({**state, "net.extra": torch.zeros(1)}, broken)
+    with pytest.raises(MgenbError, match=r"has 'net.extra', which the architecture with these classes lacks"):
+        methods.read_pair((files[0], broken), lenet)
+    save_file({**state, "net.fc2.weight": torch.zeros(7, 84)}, broken)
+    with pytest.raises(MgenbError, match=r"'net.fc2.weight' has shape \(7, 84\); right is \(10, 84\): .*broken\.saf"):
+        methods.read_pair((files[0], broken), lenet)
+    whole = files[0].read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MgenbError, match="is no file that holds a state_dict"):
+        methods.read_pair((files[0], broken), lenet)
 
 
-def test_a_network_of_a_users_own_comes_back_as_it_was_saved(theirs, tmp_path, capsys, monkeypatch):
-    net = theirs
-    arguments = ["a.pth", "b.pth", "--arch", "their_nets:net", *BASICS[2:], "--method", "line"]
-    code, _, error = mgenb(capsys, monkeypatch, *arguments)
-    assert (code, "no file says how images are scaled for their_nets:net" in error) == (2, True), error
-    code, printed, error = mgenb(capsys, monkeypatch, *arguments, "--scale", "0-1")
-    assert code == 0, error
-    lines = printed.splitlines()
-    assert "a.pth: taken from 'model_state_dict'" in lines
-    assert "b.pth: 'module.' was taken off its keys" in lines
-    assert "images are scaled as given: mean 0.000, std 1.000" in lines
-    judged = next(number for number, line in enumerate(lines) if line.startswith("a.pth: ") and "validation" in line)
-    assert judged < next(number for number, line in enumerate(lines) if line.startswith("model"))
-    assert [line for line in lines if line.startswith("warning: b.pth is at chance: is it for these images")]
-    assert not [line for line in lines if line.startswith("warning: a.pth")]
-
-    saved = torch.load("merged.pth", weights_only=True)
-    assert list(saved) == ["model_state_dict"]
-    parallel = nn.DataParallel(net)
-    parallel.load_state_dict(saved["model_state_dict"])
-    assert {tensor.dtype for tensor in saved["model_state_dict"].values()} == {torch.float16}
-    told = json.loads(Path("merged.json").read_text())
-    assert (told["arch"], told["data"]["variant"], told["budget"]) == ("their_nets:net", "sample", 20)
-    assert set(told["provenance"]) == {"alpha", "off_segment", "to_first", "to_second"}
-    assert set(told["software"]) == {"mgenb", "torch"}
-    assert set(told["table"]) == {"line", "a.pth", "b.pth"}
-    val = data.load("mnist", source="samples", val_limit=100).val
-    with torch.no_grad():
-        right = (parallel.module(val.images.float() / 255).argmax(1) == val.labels).double().mean().item()
-    assert right == pytest.approx(told["validation"], abs=0.011)  # half precision rounds
-
-
-def test_how_images_are_scaled_is_said_once(files, tmp_path, capsys, monkeypatch):
-    for options, message in [
-        (["--scale", "0-1"], "a.safetensors says itself how images are scaled"),
-        (["--scale", "0-2"], "unknown scale '0-2'"),
-        (["--mean", "0.4"], "right is --scale alone, or --mean and --std"),
-        (["--mean", "0.4", "--std", "0,2"], "right is --scale alone, or --mean and --std"),
-        (["--mean", "33", "--std", "78"], "right is --scale alone, or --mean and --std"),
-        (["--mean", "a", "--std", "0.2"], "--mean 'a', --std '0.2'; right is --scale alone"),
-    ]:
-        code, _, error = mgenb(capsys, monkeypatch, *files, *BASICS, *options, "--out", tmp_path / "x.pt")
-        assert (code, message in error) == (2, True), error
-        assert error.count("\n") == 1
+def test_the_bare_architecture_takes_the_scaling_of_the_other_file(files, lenet, small):
+    own, other = lenet.state_dict(), training.fresh("lenet", small, 0)
+    mean = other.get_buffer("normalise.mean")
+    mean += 1
+    for pair in (files, files[::-1]):
+        for state in methods.read_pair(pair, other):
+            assert set(state) == set(own)
+            assert state["normalise.mean"].equal(own["normalise.mean"])
+    for state in methods.read_pair((files[1],) * 2, other):
+        assert state["normalise.mean"].equal(mean)

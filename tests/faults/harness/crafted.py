@@ -19,8 +19,8 @@ from PIL import Image
 
 from mgenb import data, nets, store
 from mgenb.lab import parameters, record, rows
+from mgenb.mega import methods
 from mgenb.mge import pool
-from mgenb.nets import checkpoints
 from tests.faults.harness import work
 
 Make = Callable[[Path], None]
@@ -250,7 +250,7 @@ def read_data(name: str, folder: Path) -> None:
 
 def read_checkpoint(suffix: str, folder: Path) -> None:
     file = folder / f"a{suffix}"
-    checkpoints.read(file, nets.build("lenet", 1, 28, 10))
+    methods.read_pair((file, file), nets.build("lenet", 1, 28, 10))
 
 
 def read_progress(folder: Path) -> None:

@@ -23,8 +23,8 @@ from mgenb import data, nets, store, training
 from mgenb.errors import MgenbError
 from mgenb.lab import catalog, record, rows, stage
 from mgenb.measure import speed
+from mgenb.mega import methods
 from mgenb.mge import pool
-from mgenb.nets import checkpoints
 from tests.faults.harness import work
 
 ROOT = Path(__file__).parents[3]
@@ -98,9 +98,8 @@ def make_export(folder: Path, seed: int) -> None:
 
 
 def read_export(folder: Path) -> Any:
-    files = folder / "a.safetensors", folder / "b.safetensors"
-    pair = checkpoints.read_all(files, nets.build("lenet", 1, 28, 10))
-    return [store.tensor_hash(checkpoint.state, checkpoint.state) for checkpoint in pair]
+    pair = methods.read_pair((folder / "a.safetensors", folder / "b.safetensors"), nets.build("lenet", 1, 28, 10))
+    return [store.tensor_hash(state, state) for state in pair]
 
 
 def measured(folder: Path, seed: int) -> rows.Rows:
