@@ -18,6 +18,7 @@ from mgenb.lab import catalog, execute, experiment, rows
 # in order of worth: Fig. 5, Fig. 6, Fig. 7, Fig. 9, the text on weights, Table II; seconds that a part takes while
 # others run beside it
 WORTH = {"02": 120.0, "01": 150.0, "03": 60.0, "08": 120.0, "04": 150.0, "06": 200.0}
+WORTH |= {"12": 600.0, "11": 600.0, "13": 900.0}  # MeGA's, of which nothing was tried yet
 
 
 class Planned(Exception):

@@ -41,7 +41,9 @@ def command(*words: str) -> None:
     try:
         cli.main()
     except SystemExit as ended:
-        said = sys.stderr.getvalue().strip().splitlines()
+        # `run` says of each notebook how it went, and goes on
+        told = [line for line in sys.stdout.getvalue().splitlines() if line.startswith(f"{STEM}: ")]
+        said = told if ended.code == 1 else sys.stderr.getvalue().strip().splitlines()
         if ended.code:
             raise MgenbError(said[-1] if said else f"exit code {ended.code}") from None
 
