@@ -46,7 +46,7 @@ def plan(number: str, profile: str, device: str) -> Plan:
         found.append(Plan(tuple(parts), function, rows.Experiment(notebook.stem, version, run.seed), of_run))
         raise Planned
 
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"display": lambda *shown: None}  # which a kernel has
     for cell in json.loads(execute.path_of(notebook).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             try:
