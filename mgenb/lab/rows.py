@@ -223,7 +223,9 @@ def _columns(frame: pd.DataFrame) -> dict[str, str]:
     """Return the type of each column; MgenbError where a column mixes texts, booleans and numbers."""
     columns = {}
     for name, column in frame.items():
-        kind = KINDS.get(infer_dtype(column, skipna=False), "mixed") + "?" * bool(column.isna().any())
+        missing = bool(column.isna().any())
+        inferred = "floating" if column.isna().all() else infer_dtype(column, skipna=False)
+        kind = KINDS.get(inferred, "mixed") + "?" * missing
         if kind not in FROM_TEXT:
             raise MgenbError(f"the column {name!r} is {kind}; right is texts, booleans or numbers alone")
         columns[str(name)] = kind

@@ -156,6 +156,12 @@ def test_a_frame_and_numpy_numbers_will_do(tmp_path):
     assert found[["a", "b", "c"]].to_dict("list") == {"a": [0, 1], "b": [0.5, 0.25], "c": ["x", ""]}
 
 
+def test_a_column_may_lack_all_its_numbers(tmp_path):
+    found = measure(tmp_path, PARTS[:1], lambda part: [{"a": None, "b": 1}, {"a": None, "b": 2}]).frame
+    assert found["a"].isna().all()
+    assert found["b"].tolist() == [1, 2]
+
+
 def edited(folder, old, new, name=f"{STEM}.csv"):
     text = (folder / name).read_text()
     assert old in text
